@@ -1,0 +1,1 @@
+"""Optical flow between neighbouring frames, its consistency, and its completion inside a hole."""

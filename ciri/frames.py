@@ -1,0 +1,295 @@
+"""Clips and masks: what is accepted, padding, the crop that follows the target, and pasting back.
+
+Dimensions: t frames, c channels, h w pixels, k annotated masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciri.errors import ClipError, MaskError
+
+#: A mask and a clip have "the same" aspect ratio below this relative difference (a few rows of rounding).
+ASPECT_TOLERANCE = 0.02
+
+_PAINT = "Paint the object white on one frame (in ComfyUI: right-click LoadImage, 'Open in MaskEditor')."
+
+
+# --------------------------------------------------------------------------------------------- checking
+
+
+def check_clip(frames: Tensor) -> Tensor:
+    """Return the clip as float32 (T, 3, H, W) in [0, 1].
+
+    Args:
+        frames: floating (T, 3 | 4, H, W); a fourth (alpha) channel is dropped, values are clamped to [0, 1].
+
+    Raises:
+        ClipError: another shape or type, no frame, or a not-a-number (the message names the frame).
+    """
+    if frames.ndim != 4 or frames.shape[1] not in (3, 4):
+        raise ClipError(f"The clip has shape {tuple(frames.shape)}; expected (frames, 3 or 4 channels, height, width).")
+    if not frames.is_floating_point():
+        raise ClipError(f"The clip holds {frames.dtype} values; expected floating-point values in [0, 1].")
+    if frames.shape[0] == 0 or 0 in frames.shape[2:]:
+        raise ClipError(f"The clip is empty (shape {tuple(frames.shape)}); load a video with at least one frame.")
+    frames = frames[:, :3].float()
+    # frame by frame: a mask of the whole clip would cost a quarter of its memory again
+    for index, frame in enumerate(frames):
+        if not torch.isfinite(frame).all():
+            raise ClipError(
+                f"Frame {index} holds values that are not numbers (NaN or infinite); "
+                "check the node or the program that made the clip."
+            )
+    low, high = torch.aminmax(frames)
+    return frames.clamp(0, 1) if low < 0 or high > 1 else frames
+
+
+def check_masks(masks: Tensor, height: int, width: int, *, what: str = "mask") -> tuple[Tensor, list[str]]:
+    """Return masks as float32 (K, 1, height, width) in [0, 1], and notes on what had to be changed.
+
+    A mask of another size is resized if its aspect ratio is the clip's. Empty masks pass: see
+    :func:`check_annotation` for masks that have to show a target.
+
+    Args:
+        masks: floating or bool (H, W), (K, H, W) or (K, 1, H, W).
+        height, width: the clip's size in pixels.
+        what: how the message calls the mask ("first mask", "inactivation mask", ...).
+
+    Raises:
+        MaskError: another shape, another aspect ratio, not-a-number, or the 64x64 zero mask that ComfyUI's
+            LoadImage gives for an image without alpha.
+    """
+    if masks.ndim == 2:
+        masks = masks[None, None]
+    elif masks.ndim == 3:
+        masks = masks[:, None]
+    if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[0] == 0:
+        raise MaskError(
+            f"The {what} has shape {tuple(masks.shape)}; expected (masks, height, width), one or more masks of one channel."
+        )
+    masks = masks.float()
+    if not torch.isfinite(masks).all():
+        bad = [i for i, mask in enumerate(masks) if not torch.isfinite(mask).all()]
+        raise MaskError(f"The {what} holds values that are not numbers (NaN or infinite) at index {bad[0]}.")
+    masks = masks.clamp(0, 1)
+    got_h, got_w = masks.shape[-2:]
+    if (got_h, got_w) == (height, width):
+        return masks, []
+    if (got_h, got_w) == (64, 64) and not masks.any():
+        raise MaskError(
+            f"The {what} is the empty 64x64 mask that LoadImage gives for an image on which nothing was painted, "
+            f"and the frames are {width}x{height}. {_PAINT}"
+        )
+    if abs((got_w / got_h) / (width / height) - 1) > ASPECT_TOLERANCE:
+        raise MaskError(
+            f"The {what} is {got_w}x{got_h} but the frames are {width}x{height}: the aspect ratios differ, so the mask "
+            "cannot belong to this clip. Paint it on a frame of this very clip."
+        )
+    resized = F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    return resized.clamp(0, 1), [f"The {what} was resized from {got_w}x{got_h} to {width}x{height}."]
+
+
+def check_annotation(masks: Tensor, *, what: str = "first mask") -> None:
+    """Refuse annotated masks that show no target, or nothing but target.
+
+    Args:
+        masks: float32 (K, 1, H, W) in [0, 1].
+
+    Raises:
+        MaskError: a mask without a pixel above 0.5, or without a pixel at or below it.
+    """
+    for index, mask in enumerate(masks):
+        name = what if len(masks) == 1 else f"{what} {index}"
+        covered = int((mask > 0.5).sum())
+        if covered == 0:
+            raise MaskError(f"The {name} is empty (no pixel above 0.5). {_PAINT}")
+        if covered == mask.numel():
+            raise MaskError(f"The {name} covers the whole frame, so there is no background to fill from. {_PAINT}")
+
+
+def check_key_frames(key_frames: Sequence[int], masks: int, frames: int) -> list[int]:
+    """Return the frame index of every annotated mask, negative ones counted from the end.
+
+    Raises:
+        MaskError: another count than masks, an index outside the clip, or one used twice.
+    """
+    if len(key_frames) != masks:
+        raise MaskError(f"{masks} annotated masks but {len(key_frames)} frame numbers; give one number per mask.")
+    indices = [int(k) + frames if int(k) < 0 else int(k) for k in key_frames]
+    for given, index in zip(key_frames, indices, strict=True):
+        if not 0 <= index < frames:
+            raise MaskError(f"Frame number {given} is outside the clip; it has frames 0 to {frames - 1}.")
+    if len(set(indices)) != len(indices):
+        raise MaskError(f"Frame numbers {sorted(indices)}: each frame can be annotated once only.")
+    return indices
+
+
+# --------------------------------------------------------------------------------------------- padding
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """Replicate-pad (..., H, W) at the bottom and the right to multiples; return it and the old (H, W)."""
+    h, w = x.shape[-2:]
+    pad_h, pad_w = -h % multiple, -w % multiple
+    if not (pad_h or pad_w):
+        return x, (h, w)
+    # replicate, not reflect: reflection needs the padding to be smaller than the image
+    flat = x.reshape(-1, 1, h, w)
+    return F.pad(flat, (0, pad_w, 0, pad_h), mode="replicate").reshape(*x.shape[:-2], h + pad_h, w + pad_w), (h, w)
+
+
+def unpad(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo :func:`pad_to_multiple`."""
+    return x[..., : size[0], : size[1]]
+
+
+# --------------------------------------------------------------------------------------------- crops
+
+
+@dataclass(frozen=True)
+class CropTrack:
+    """A window of constant size that follows the target through a clip.
+
+    Attributes:
+        size: (height, width) in pixels.
+        corners: int64 (T, 2), top and left of the window in each frame; it is always inside the frame.
+    """
+
+    size: tuple[int, int]
+    corners: Tensor
+
+    def cut(self, clip: Tensor) -> Tensor:
+        """Return (T, C, height, width), the window's content of a clip (T, C, H, W)."""
+        h, w = self.size
+        return torch.stack([f[:, y : y + h, x : x + w] for f, (y, x) in zip(clip, self.corners.tolist(), strict=True)])
+
+    def put(self, clip: Tensor, window: Tensor) -> None:
+        """Write (T, C, height, width) into the clip (T, C, H, W), in place."""
+        h, w = self.size
+        for frame, content, (y, x) in zip(clip, window, self.corners.tolist(), strict=True):
+            frame[:, y : y + h, x : x + w] = content
+
+
+def target_boxes(masks: Tensor, threshold: float = 0.0) -> Tensor:
+    """Return int64 (T, 4), top left bottom right (half open) of what exceeds the threshold; -1 where nothing does."""
+    boxes = torch.full((len(masks), 4), -1, dtype=torch.int64)
+    for index, mask in enumerate(masks[:, 0]):
+        hit = mask > threshold
+        rows, columns = torch.nonzero(hit.any(1)).flatten(), torch.nonzero(hit.any(0)).flatten()
+        if len(rows):
+            boxes[index] = torch.stack([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]).cpu()
+    return boxes
+
+
+def follow_target(
+    masks: Tensor, *, margin: float = 1.5, multiple: int = 16, minimum: int = 128, smooth: float = 4.0
+) -> CropTrack:
+    """Choose a window that follows the target smoothly: one size for the clip, always inside the frame.
+
+    The window is at least ``margin`` times the target's largest box (or the whole frame where that is smaller), and
+    it contains the target's box in every frame. Its path is the box centre smoothed over time; where the target is
+    absent it glides between where it was and where it comes back.
+
+    Args:
+        masks: (T, 1, H, W); the target is where they are positive.
+        margin: window size over the target's box size.
+        multiple: the window's sides are multiples of this unless the frame is smaller.
+        minimum: smallest side in pixels, unless the frame is smaller.
+        smooth: standard deviation of the temporal smoothing, in frames.
+
+    Raises:
+        MaskError: no target in any frame.
+    """
+    frame_h, frame_w = masks.shape[2:]
+    boxes = target_boxes(masks)
+    seen = torch.nonzero(boxes[:, 0] >= 0).flatten()
+    if not len(seen):
+        raise MaskError("No frame shows a target, so there is nothing to follow. " + _PAINT)
+    sides = (boxes[seen, 2:] - boxes[seen, :2]).amax(0).tolist()
+
+    def side(target: int, frame: int) -> int:
+        wanted = max(math.ceil(target * margin), minimum)
+        return min(math.ceil(wanted / multiple) * multiple, frame)
+
+    size = (side(sides[0], frame_h), side(sides[1], frame_w))
+    centres = (boxes[:, :2] + boxes[:, 2:]).float() / 2
+    path = _smooth_over_time(_fill_gaps(centres, seen), smooth)
+    half, limit = torch.tensor(size).float() / 2, torch.tensor([frame_h - size[0], frame_w - size[1]])
+    corners = (path - half).round().long().clamp(min=torch.zeros(2, dtype=torch.int64), max=limit)
+    # smoothing lags behind a fast target: the window must contain it all the same
+    inside = boxes[seen]
+    corners[seen] = torch.minimum(torch.maximum(corners[seen], inside[:, 2:] - torch.tensor(size)), inside[:, :2])
+    return CropTrack(size, corners.clamp(min=torch.zeros(2, dtype=torch.int64), max=limit))
+
+
+def _fill_gaps(values: Tensor, known: Tensor) -> Tensor:
+    """Interpolate (T, 2) linearly in time between the known rows, constantly before the first and after the last."""
+    index = torch.arange(len(values))
+    after = torch.searchsorted(known, index).clamp(max=len(known) - 1)
+    before = torch.searchsorted(known, index, right=True).sub(1).clamp(min=0)
+    left, right = known[before], known[after]
+    weight = ((index - left).float() / (right - left).clamp(min=1)).clamp(0, 1)[:, None]
+    return torch.lerp(values[left], values[right], weight)
+
+
+def _smooth_over_time(path: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of (T, 2) over time; the ends are repeated."""
+    if sigma <= 0 or len(path) == 1:
+        return path
+    radius = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    padded = F.pad(path.T[None], (radius, radius), mode="replicate")
+    return F.conv1d(padded, (kernel / kernel.sum()).expand(2, 1, -1), groups=2)[0].T
+
+
+# --------------------------------------------------------------------------------------------- pasting back
+
+
+def grow_mask(masks: Tensor, pixels: int) -> Tensor:
+    """Dilate (T, 1, H, W) by an octagon of the given radius; negative erodes. Soft values keep their grey levels."""
+    if pixels == 0:
+        return masks
+    grown = masks if pixels > 0 else 1 - masks
+    for step in range(abs(pixels)):
+        # alternating square and cross approximates a disc; one pixel a step keeps every kernel 3 x 3
+        if step % 2:
+            grown = F.max_pool2d(grown, 3, stride=1, padding=1)
+        else:
+            rows = F.max_pool2d(grown, (3, 1), stride=1, padding=(1, 0))
+            grown = torch.maximum(rows, F.max_pool2d(grown, (1, 3), stride=1, padding=(0, 1)))
+    return grown if pixels > 0 else 1 - grown
+
+
+def feather_alpha(masks: Tensor, feather: int) -> Tensor:
+    """Return (T, 1, H, W): 1 inside the mask, falling to exactly 0 at ``feather`` + 1 pixels outside it.
+
+    The fall is outward only, so that no target pixel shines through at the seam.
+
+    Args:
+        masks: (T, 1, H, W) in [0, 1].
+        feather: width of the fall in pixels; 0 returns the masks.
+    """
+    alpha = masks
+    for step in range(1, feather + 1):
+        masks = grow_mask(masks, 1)
+        alpha = torch.maximum(alpha, masks * (1 - step / (feather + 1)))
+    return alpha
+
+
+def paste_back(frames: Tensor, filled: Tensor, alpha: Tensor) -> Tensor:
+    """Blend the filled pixels over the frames; where alpha is 0 the result equals the input bit for bit.
+
+    Args:
+        frames: float32 (T, 3, H, W), the input.
+        filled: float32 (T, 3, H, W), the backbone's output.
+        alpha: float32 (T, 1, H, W) in [0, 1].
+    """
+    # torch.where, not arithmetic: x + 0 * (y - x) is not x when y is infinite, and -0.0 would turn into 0.0
+    return torch.where(alpha > 0, torch.lerp(frames, filled, alpha), frames)

@@ -1,0 +1,53 @@
+"""What a backbone is: it fills what the inactivation map covers, in a whole clip.
+
+Two kinds implement it: classical ones (``flow``) work on the clip directly; networks expose their encoder,
+so that inactivation (Eq. 1) can act on its features, and are run over long clips by the window driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ciri.progress import OnStep, ignore
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What the pipeline has to know of a backbone before it runs it.
+
+    Attributes:
+        needs_divisible_by: height and width are padded to a multiple of this before the call.
+        fixed_size: (height, width) where the network works at one size only, else None.
+        trained_for: "hard mask", "inactivation" or "" (nothing was trained).
+        licence: licence of the weights, for the person who uses them.
+    """
+
+    needs_divisible_by: int = 1
+    fixed_size: tuple[int, int] | None = None
+    trained_for: str = ""
+    licence: str = "Apache-2.0"
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Fills the inactivated region of a clip."""
+
+    name: str
+    facts: BackboneFacts
+
+    def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
+        """Return the clip with the inactivated region filled.
+
+        Args:
+            frames: float32 (T, 3, H, W) in [0, 1]; H and W satisfy ``facts``.
+            inactivation: float32 (T, 1, H, W) in [0, 1], M_iac; 1 = remove. Soft values are allowed.
+            on_step: progress callback; may raise to stop.
+
+        Returns:
+            float32 (T, 3, H, W) in [0, 1] on the device of ``frames``. Pixels where the map is 0 need not equal the
+            input: :func:`ciri.inpainting.remove.remove` pastes only the inactivated region back.
+        """
+        ...

@@ -1,0 +1,29 @@
+"""The progress callback: how a caller watches and stops the work.
+
+``on_step(done, total)`` is called after each unit of work with ``0 <= done <= total``. It may raise: the
+exception passes through unchanged, which is how an interrupt or a time limit ends the work within one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+OnStep = Callable[[int, int], None]
+
+
+def ignore(done: int, total: int) -> None:
+    """The callback of a caller that does not want to know."""
+
+
+def part(on_step: OnStep, start: float, end: float, scale: int = 1000) -> OnStep:
+    """Return a callback that maps one stage's progress to the slice [start, end] of the whole.
+
+    ``start`` and ``end`` are fractions of the whole; the whole is reported as ``scale`` units, so that stages
+    of different lengths add up to one bar that only moves forward.
+    """
+
+    def step(done: int, total: int) -> None:
+        fraction = done / total if total else 1.0
+        on_step(round(scale * (start + (end - start) * fraction)), scale)
+
+    return step
