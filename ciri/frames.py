@@ -72,7 +72,7 @@ def check_masks(masks: Tensor, height: int, width: int, *, what: str = "mask") -
         masks = masks[:, None]
     if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[0] == 0:
         raise MaskError(
-            f"The {what} has shape {tuple(masks.shape)}; expected (masks, height, width), one or more masks of one channel."
+            f"The {what} has shape {tuple(masks.shape)}; expected (masks, height, width) with at least one mask."
         )
     masks = masks.float()
     if not torch.isfinite(masks).all():
