@@ -1,0 +1,1 @@
+"""How good a result is: against known masks and known backgrounds, over the whole frame and near the target."""
