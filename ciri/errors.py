@@ -27,3 +27,7 @@ class MediaError(CiriError):
 
 class OutOfMemoryError(CiriError):
     """Memory ran out even after the work unit was made smaller; the text names the knob to turn."""
+
+
+class TrainingError(CiriError):
+    """Training cannot start or go on: no usable data, a checkpoint of another run, a loss that is not a number."""

@@ -1,0 +1,1 @@
+"""Training: data, synthesis, losses, and runs that can be interrupted and resumed."""

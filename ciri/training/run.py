@@ -1,0 +1,253 @@
+"""A training run on disk: checkpoints that survive an accident, and the loop that keeps to a time budget.
+
+A run is a folder::
+
+    run.json              what is trained, with which settings; a folder of another run is refused
+    checkpoints/*.pt      the newest few states, each named by its step
+    curves.csv, .png      every logged value
+    samples/              pictures that the trainer wrote
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ciri.errors import TrainingError
+from ciri.progress import OnStep, ignore
+from ciri.training.curves import Curves
+
+
+class Stateful(Protocol):
+    """Anything whose state a checkpoint holds: networks, optimisers, averages."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class RunFolder:
+    """The folder of one run; creating it twice with the same settings continues the run.
+
+    Args:
+        path: the folder; made if missing.
+        settings: what identifies the run (architecture, variant, seed, ...), JSON values.
+        keep: how many checkpoints are kept.
+
+    Raises:
+        TrainingError: the folder belongs to a run with other settings, or cannot be written.
+    """
+
+    def __init__(self, path: Path | str, settings: Mapping[str, Any], *, keep: int = 2) -> None:
+        self.path = Path(path)
+        self.keep = keep
+        self.notes: list[str] = []
+        try:
+            for folder in (self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
+        self._claim(json.loads(json.dumps(dict(settings))))
+        self.curves = Curves(self.path / "curves.csv")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def _claim(self, settings: dict[str, Any]) -> None:
+        """Write the settings, or compare them with those that are there."""
+        file = self.path / "run.json"
+        if not file.exists():
+            file.write_text(json.dumps(settings, indent=2) + "\n")
+            return
+        try:
+            there = json.loads(file.read_text())
+        except ValueError as error:
+            raise TrainingError(f"{file} is not readable JSON; start in an empty folder.") from error
+        differing = sorted(k for k in {*there, *settings} if there.get(k) != settings.get(k))
+        if differing:
+            first = differing[0]
+            raise TrainingError(
+                f"{self.path} holds another run: '{first}' is {there.get(first)!r} there and {settings.get(first)!r} "
+                "here. Give another folder, or the same settings to continue that run."
+            )
+
+    def saved_steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        return sorted(int(f.stem.split("_")[1]) for f in self.checkpoints.glob("step_*.pt"))
+
+    def save(self, step: int, seconds: float, parts: Mapping[str, Stateful]) -> bool:
+        """Write a checkpoint atomically and prune old ones.
+
+        Returns False, with a note, if it could not be written (a full disk): the checkpoints before survive.
+        """
+        state = {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in parts.items()}}
+        target = self.checkpoints / f"step_{step:08d}.pt"
+        try:
+            write_atomically(target, lambda file: torch.save(state, file))
+        except (OSError, RuntimeError) as error:
+            self.notes.append(f"The checkpoint of step {step} could not be written ({error}); the one before is kept.")
+            return False
+        for old in self.saved_steps()[: -self.keep]:
+            (self.checkpoints / f"step_{old:08d}.pt").unlink(missing_ok=True)
+        return True
+
+    def restore(self, parts: Mapping[str, Stateful], device: torch.device | str = "cpu") -> tuple[int, float]:
+        """Load the newest readable checkpoint into the parts; return its step and seconds, (0, 0.0) if none.
+
+        Raises:
+            TrainingError: the checkpoint holds other parts or other shapes than the run has.
+        """
+        for step in reversed(self.saved_steps()):
+            file = self.checkpoints / f"step_{step:08d}.pt"
+            try:
+                state = torch.load(file, map_location=device, weights_only=True)
+            except Exception as error:  # a torn file raises many kinds: skip it, an older one may be whole
+                self.notes.append(f"{file.name} is not readable ({type(error).__name__}); trying the one before.")
+                continue
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise TrainingError(
+                    f"{file} is a checkpoint of another run ({str(error).splitlines()[0]}); "
+                    "give another folder, or the settings that it was made with."
+                ) from error
+            self.curves.cut(step)
+            return int(state["step"]), float(state["seconds"])
+        return 0, 0.0
+
+
+def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
+    """Call ``write(path)`` on a neighbour file and move it over the target; a failure leaves the target as it was."""
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        write(str(partial))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+#: One optimisation step: (steps done so far, progress of the whole plan in [0, 1]) -> losses to log, 0-d tensors.
+StepFunction = Callable[[int, float], Mapping[str, Tensor | float]]
+
+
+def fit(
+    run: RunFolder,
+    parts: Mapping[str, Stateful],
+    step: StepFunction,
+    *,
+    steps: int,
+    minutes: float | None = None,
+    plan_minutes: float | None = None,
+    log_every: int = 20,
+    save_minutes: float = 2.0,
+    look_every: int = 500,
+    look: Callable[[int], Mapping[str, float]] | None = None,
+    device: torch.device | str = "cpu",
+    main: bool = True,
+    on_step: OnStep = ignore,
+) -> int:
+    """Train until the steps or the minutes are used up; return the number of steps done in all calls together.
+
+    A schedule should depend on ``progress`` only: it runs from 0 to 1 over the plan, whether steps or time end it,
+    and continues where an interrupted run was.
+
+    Args:
+        run: where the state is kept; training continues from its newest checkpoint.
+        parts: networks, optimisers and averages by name; all that a checkpoint has to hold.
+        step: does one optimisation step.
+        steps: steps of the whole plan.
+        minutes: stop this call after so many minutes; None = no limit.
+        plan_minutes: minutes of the whole plan, all calls together (default: ``minutes``).
+        log_every: steps between rows of the curves (means over these steps); losses are checked there.
+        save_minutes: minutes between checkpoints.
+        look_every, look: every so many steps, and at the end, ``look(steps done)`` validates, writes samples and
+            returns values to log.
+        device: where restored tensors go.
+        main: False in all but the first process of a distributed run: these do not write.
+        on_step: progress callback; if it raises, the state is saved first.
+
+    Raises:
+        TrainingError: a loss is not a number. The message names it and the step of the last good checkpoint.
+    """
+    done, before = run.restore(parts, device)
+    began = saved = time.monotonic()
+    plan = 60 * (plan_minutes or minutes or math.inf)
+    pending: dict[str, list[Tensor | float]] = {}
+
+    def seconds() -> float:
+        return before + time.monotonic() - began
+
+    def keep() -> None:
+        _log(run, done, pending, write=main)
+        if main:
+            run.save(done, seconds(), parts)
+
+    out_of_time = False
+    try:
+        while done < steps and not out_of_time:
+            losses = step(done, min(1.0, max(done / steps, seconds() / plan)))
+            done += 1
+            for name, value in losses.items():
+                pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+            if done % log_every == 0:
+                _log(run, done, pending, write=main)
+            if look is not None and main and done % look_every == 0:
+                run.curves.add(done, look(done))
+            if time.monotonic() - saved > 60 * save_minutes:
+                keep()
+                saved = time.monotonic()
+            out_of_time = _agree(minutes is not None and time.monotonic() - began > 60 * minutes)
+            on_step(done, steps)
+    except TrainingError:
+        raise
+    except BaseException:
+        keep()
+        raise
+    if look is not None and main and done % look_every:
+        run.curves.add(done, look(done))
+    keep()
+    if main:
+        run.curves.draw()
+    return done
+
+
+def _log(run: RunFolder, done: int, pending: dict[str, list[Tensor | float]], *, write: bool) -> None:
+    """Add the means of the pending losses to the curves and forget them; refuse what is not a number."""
+    means = {name: float(torch.stack([torch.as_tensor(v).float() for v in vs]).mean()) for name, vs in pending.items()}
+    pending.clear()
+    bad = [name for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        good = run.saved_steps()
+        raise TrainingError(
+            f"The loss '{bad[0]}' became {means[bad[0]]} before step {done}, so training stopped. "
+            + (f"The last good state is step {good[-1]} in {run.checkpoints}; " if good else "No state was saved yet; ")
+            + "continue with a lower learning rate."
+        )
+    if means and write:
+        run.curves.add(done, means)
+
+
+def _agree(stop: bool) -> bool:
+    """In a distributed run, all processes stop when the first one does."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return stop
+    flag = torch.tensor(float(stop))
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag)
