@@ -1,0 +1,255 @@
+"""Data sets for training: background clips, still images, and objects to paste.
+
+Three layouts are recognised in a folder: this project's data pack (``video/``, ``images/``, ``objects/`` with
+manifests), DAVIS (``JPEGImages/480p``, ``Annotations/480p``) and YouTube-VOS (``train/JPEGImages``). An unreadable
+file is skipped and counted; it never ends a training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from ciri.errors import TrainingError
+
+Item = TypeVar("Item")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A background clip: a video file, or a folder of images with an optional folder of label masks beside it.
+
+    Attributes:
+        name: for messages.
+        scene: clips of one scene never fall on both sides of a split.
+        source: the video file or the folder.
+        labels: folder of label images (0 = background) named like the frames, if annotated.
+    """
+
+    name: str
+    scene: str
+    source: Path
+    labels: Path | None = None
+
+    def frames(self, limit: int | None = None) -> np.ndarray:
+        """Return uint8 (T, H, W, 3), RGB; at most ``limit`` frames.
+
+        Raises:
+            TrainingError: no frame can be read.
+        """
+        found = _read_folder(self.source, limit) if self.source.is_dir() else _read_video(self.source, limit)
+        if not found or any(f.shape != found[0].shape for f in found):
+            raise TrainingError(f"No clip can be read from {self.source} ({len(found)} frames).")
+        return np.stack(found)
+
+    def label_masks(self, limit: int | None = None) -> np.ndarray | None:
+        """Return uint8 (T', H, W) object numbers of the annotated frames, or None."""
+        if self.labels is None:
+            return None
+        files = image_files(self.labels)[:limit]
+        # indexed PNG: OpenCV would turn the palette into colours, whose values still tell objects apart
+        masks = [cv2.imread(str(file), cv2.IMREAD_COLOR) for file in files]
+        return np.stack([_colours_to_labels(m) for m in masks if m is not None]) if masks else None
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """An object on its own, RGBA: one image, or the frames of a moving, deforming object."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def images(self) -> np.ndarray:
+        """Return uint8 (T, h, w, 4), RGBA.
+
+        Raises:
+            TrainingError: an image is unreadable or has no alpha channel.
+        """
+        images: list[np.ndarray] = []
+        for file in self.files:
+            image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+            if image is None or image.ndim != 3 or image.shape[2] != 4:
+                raise TrainingError(f"{file} is not a readable RGBA image.")
+            images.append(image)
+        if len({image.shape for image in images}) > 1:
+            raise TrainingError(f"The images of object {self.name} differ in size; crop them with one window.")
+        return np.stack(images)[..., [2, 1, 0, 3]]
+
+
+@dataclass
+class Library:
+    """All that is available for training, and what had to be skipped."""
+
+    clips: list[Clip] = field(default_factory=list)
+    stills: list[Path] = field(default_factory=list)
+    cutouts: list[CutOut] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def read(self, items: Sequence[Item], load: Callable[[Item], np.ndarray]) -> list[np.ndarray]:
+        """Load every item that can be loaded; the others are noted in ``skipped``."""
+        loaded = []
+        for item in items:
+            try:
+                loaded.append(load(item))
+            except (TrainingError, OSError, cv2.error) as error:
+                self.skipped.append(str(error))
+        return loaded
+
+    def split(self, every: int = 10) -> tuple[Library, Library]:
+        """Return (training, held-back) libraries; every so-manyth scene, still and object is held back."""
+        scenes = sorted({clip.scene for clip in self.clips})
+        held = set(scenes[:: max(every, 2)]) if len(scenes) > 1 else set()
+        kept = Library([c for c in self.clips if c.scene not in held], *_take(self, every, hold=False))
+        back = Library([c for c in self.clips if c.scene in held], *_take(self, every, hold=True))
+        return kept, back
+
+
+def _take(library: Library, every: int, *, hold: bool) -> tuple[list[Path], list[CutOut]]:
+    """Stills and cut-outs of one side of the split; one that would be empty gets all."""
+
+    def part(items: Sequence[Item]) -> list[Item]:
+        return [item for i, item in enumerate(items) if (i % every == every // 2) == hold] or list(items)
+
+    moving = [c for c in library.cutouts if len(c.files) > 1]
+    still = [c for c in library.cutouts if len(c.files) == 1]
+    return part(library.stills), [*part(moving), *part(still)]
+
+
+def open_library(root: Path | str) -> Library:
+    """Find the clips, stills and objects in a folder.
+
+    Raises:
+        TrainingError: the folder is missing or holds none of the known layouts.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise TrainingError(f"The data folder {root} does not exist.")
+    for layout in (_open_pack, _open_davis, _open_youtube_vos):
+        library = layout(root)
+        if library.clips or library.stills:
+            return library
+    raise TrainingError(
+        f"{root} holds no training data. Expected this project's pack (video/manifest.json), DAVIS "
+        "(JPEGImages/480p/<clip>/*.jpg) or YouTube-VOS (train/JPEGImages/<clip>/*.jpg)."
+    )
+
+
+def _open_pack(root: Path) -> Library:
+    library = Library()
+
+    def entries(folder: str) -> list[dict[str, Any]]:
+        file = root / folder / "manifest.json"
+        if not file.exists():
+            return []
+        try:
+            return list(json.loads(file.read_text()))
+        except ValueError:
+            library.skipped.append(f"{file} is not readable JSON.")
+            return []
+
+    def existing(file: Path) -> bool:
+        if not file.exists():
+            library.skipped.append(f"{file} is missing.")
+        return file.exists()
+
+    for entry in entries("video"):
+        file = root / "video" / entry["file"]
+        if existing(file):
+            library.clips.append(Clip(file.stem, entry.get("scene", file.stem), file))
+    library.stills = [file for e in entries("images") if existing(file := root / "images" / e["file"])]
+    for entry in entries("objects/seq"):
+        files = image_files(root / "objects/seq" / entry["name"])
+        if files:
+            library.cutouts.append(CutOut(entry["name"], tuple(files)))
+    for entry in entries("objects/still"):
+        file = root / "objects/still" / entry["file"]
+        if existing(file):
+            library.cutouts.append(CutOut(file.stem, (file,)))
+    return library
+
+
+def _open_davis(root: Path) -> Library:
+    return _clips_below(root, "JPEGImages/480p", "Annotations/480p")
+
+
+def _open_youtube_vos(root: Path) -> Library:
+    found = _clips_below(root, "train/JPEGImages", "train/Annotations")
+    return found if found.clips else _clips_below(root, "JPEGImages", "Annotations")
+
+
+def _clips_below(root: Path, images: str, labels: str) -> Library:
+    library = Library()
+    if (root / images).is_dir():
+        for folder in sorted(p for p in (root / images).iterdir() if p.is_dir()):
+            annotations = root / labels / folder.name
+            if image_files(folder):
+                kept = annotations if annotations.is_dir() else None
+                library.clips.append(Clip(folder.name, folder.name, folder, kept))
+            else:
+                library.skipped.append(f"{folder} holds no image.")
+    return library
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Images of a folder in name order; empty if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
+
+
+def read_still(file: Path) -> np.ndarray:
+    """Return uint8 (H, W, 3), RGB.
+
+    Raises:
+        TrainingError: not a readable image.
+    """
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    if image is None:
+        raise TrainingError(f"{file} is not a readable image.")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def resize_to_cover(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (T, H, W, C) so that it covers height x width with its aspect ratio kept, and cut the centre out."""
+    old_h, old_w = images.shape[1:3]
+    if (old_h, old_w) == (height, width):
+        return images
+    scale = max(height / old_h, width / old_w)
+    size = (max(width, round(old_w * scale)), max(height, round(old_h * scale)))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = np.stack([cv2.resize(image, size, interpolation=how) for image in images])
+    y, x = (size[1] - height) // 2, (size[0] - width) // 2
+    return np.ascontiguousarray(resized[:, y : y + height, x : x + width])
+
+
+def _read_video(file: Path, limit: int | None) -> list[np.ndarray]:
+    capture = cv2.VideoCapture(str(file))
+    found: list[np.ndarray] = []
+    try:
+        while limit is None or len(found) < limit:
+            ok, image = capture.read()
+            if not ok:
+                break
+            found.append(np.ascontiguousarray(image[..., ::-1]))
+    finally:
+        capture.release()
+    return found
+
+
+def _read_folder(folder: Path, limit: int | None) -> list[np.ndarray]:
+    return [read_still(file) for file in image_files(folder)[:limit]]
+
+
+def _colours_to_labels(image: np.ndarray) -> np.ndarray:
+    """Number the colours of an indexed mask; black is 0."""
+    code = image.astype(np.int64) @ np.array([1, 256, 65536])
+    values = np.unique(code)
+    order = np.concatenate([[0], values[values > 0]])
+    return np.searchsorted(order, code).astype(np.uint8)

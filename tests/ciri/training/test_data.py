@@ -1,0 +1,92 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from ciri.errors import TrainingError
+from ciri.training.data import open_library, read_still, resize_to_cover
+
+
+def write_pack(root, scenes=4):
+    rng = np.random.default_rng(0)
+    for part in ("video", "images", "objects/still", "objects/seq"):
+        (root / part).mkdir(parents=True)
+    manifest = []
+    for n in range(scenes):
+        file = f"s{n}_0.mp4"
+        writer = cv2.VideoWriter(str(root / "video" / file), cv2.VideoWriter_fourcc(*"mp4v"), 8, (48, 32))
+        for _ in range(6):
+            writer.write(rng.integers(0, 255, (32, 48, 3), np.uint8))
+        writer.release()
+        manifest.append({"file": file, "scene": f"s{n}"})
+    (root / "video/manifest.json").write_text(json.dumps(manifest))
+    cv2.imwrite(str(root / "images/a.png"), np.full((40, 60, 3), (255, 0, 0), np.uint8))
+    (root / "images/manifest.json").write_text(json.dumps([{"file": "a.png"}, {"file": "gone.png"}]))
+    cut = np.zeros((20, 12, 4), np.uint8)
+    cut[4:16, 3:9] = 255
+    cv2.imwrite(str(root / "objects/still/o.png"), cut)
+    (root / "objects/still/manifest.json").write_text(json.dumps([{"file": "o.png"}]))
+    (root / "objects/seq/dog").mkdir()
+    for i in range(3):
+        cv2.imwrite(str(root / f"objects/seq/dog/{i:03d}.png"), cut)
+    (root / "objects/seq/manifest.json").write_text(json.dumps([{"name": "dog", "frames": 3}]))
+    return root
+
+
+def test_the_pack_is_read_and_missing_files_are_counted(tmp_path):
+    library = open_library(write_pack(tmp_path))
+    assert [c.scene for c in library.clips] == ["s0", "s1", "s2", "s3"]
+    assert library.clips[0].frames().shape == (6, 32, 48, 3)
+    assert len(library.skipped) == 1 and "gone.png" in library.skipped[0]
+    assert [len(c.files) for c in library.cutouts] == [3, 1]
+    assert library.cutouts[0].images().shape == (3, 20, 12, 4)
+
+
+def test_colours_are_rgb(tmp_path):
+    library = open_library(write_pack(tmp_path))
+    assert read_still(library.stills[0])[0, 0].tolist() == [0, 0, 255]
+
+
+def test_unreadable_files_are_skipped_and_counted(tmp_path):
+    library = open_library(write_pack(tmp_path))
+    library.clips[1].source.write_bytes(b"no video")
+    loaded = library.read(library.clips, lambda clip: clip.frames())
+    assert len(loaded) == 3 and "s1_0.mp4" in library.skipped[-1]
+
+
+def test_a_split_keeps_scenes_apart(tmp_path):
+    kept, held = open_library(write_pack(tmp_path)).split(every=2)
+    assert {c.scene for c in kept.clips} == {"s1", "s3"} and {c.scene for c in held.clips} == {"s0", "s2"}
+
+
+def test_davis_and_youtube_vos_folders(tmp_path):
+    for base in ("davis/{}/480p/bear", "vos/train/{}/bear"):
+        for part, colour in (("JPEGImages", (0, 0, 255)), ("Annotations", (0, 0, 128))):
+            folder = tmp_path / base.format(part)
+            folder.mkdir(parents=True)
+            for i in range(2):
+                image = np.zeros((24, 32, 3), np.uint8)
+                image[4:9, 5:9] = colour
+                cv2.imwrite(str(folder / f"{i:05d}.png"), image)
+    for name in ("davis", "vos"):
+        (clip,) = open_library(tmp_path / name).clips
+        assert clip.frames()[0, 5, 6].tolist() == [255, 0, 0]
+        labels = clip.label_masks()
+        assert labels is not None and labels.sum() == 2 * 20 and labels.max() == 1
+
+
+def test_a_folder_without_data_says_what_was_expected(tmp_path):
+    with pytest.raises(TrainingError, match=r"video/manifest\.json"):
+        open_library(tmp_path)
+    with pytest.raises(TrainingError, match="does not exist"):
+        open_library(tmp_path / "nowhere")
+
+
+def test_resize_to_cover_keeps_the_centre_and_the_aspect_ratio():
+    image = np.zeros((1, 100, 300, 3), np.uint8)
+    image[:, :, 140:160] = 255
+    out = resize_to_cover(image, 50, 60)
+    assert out.shape == (1, 50, 60, 3)
+    columns = np.nonzero(out[0, 25, :, 0] > 128)[0]
+    assert columns.tolist() == list(range(25, 35))

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+import torch
+
+from ciri.errors import TrainingError
+from ciri.training.run import RunFolder, fit, write_atomically
+
+SETTINGS = {"what": "line", "seed": 1}
+
+
+def problem(run, **options):
+    """Fit y = 2x with Adam; every step's data is a function of the step alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1)
+    optimiser = torch.optim.Adam(model.parameters(), 0.05)
+    seen = []
+
+    def step(index, progress):
+        seen.append((index, progress))
+        x = torch.rand(8, 1, generator=torch.Generator().manual_seed(index))
+        loss = (model(x) - 2 * x).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return {"loss": loss}
+
+    parts = {"model": model, "optimiser": optimiser}
+    return model, seen, lambda **more: fit(run, parts, step, **{"log_every": 1, **options, **more})
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole, _, go = problem(RunFolder(tmp_path / "whole", SETTINGS))
+    go(steps=12)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_5(done, total):
+        if done == 5:
+            raise Stop
+
+    _, _, go = problem(RunFolder(tmp_path / "halved", SETTINGS))
+    with pytest.raises(Stop):
+        go(steps=12, on_step=stop_at_5)
+    resumed, seen, go = problem(RunFolder(tmp_path / "halved", SETTINGS))
+    assert go(steps=12) == 12
+    assert [i for i, _ in seen] == list(range(5, 12))
+    assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
+    one, two = (RunFolder(tmp_path / n, SETTINGS).curves.read()["loss"] for n in ("whole", "halved"))
+    assert one == two and [s for s, _ in one] == list(range(1, 13))
+
+
+def test_minutes_end_a_call_and_progress_follows_the_clock(tmp_path):
+    _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
+    done = go(steps=10**9, minutes=0.2 / 60)
+    assert 0 < done < 10**9 and len(seen) == done
+    assert seen[-1][1] > 0.5 and all(0 <= p <= 1 for _, p in seen)
+
+
+def test_checkpoints_are_pruned(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS, keep=2)
+    for step in (1, 2, 3):
+        assert run.save(step, 0.0, {})
+    assert run.saved_steps() == [2, 3]
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    model, _, go = problem(RunFolder(tmp_path, SETTINGS))
+    go(steps=3)
+
+    def full(state, file):
+        with open(file, "wb") as stream:
+            stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    run = RunFolder(tmp_path, SETTINGS)
+    monkeypatch.setattr(torch, "save", full)
+    assert not run.save(4, 1.0, {"model": model})
+    assert "could not be written" in run.notes[0]
+    monkeypatch.undo()
+    assert [f.name for f in run.checkpoints.iterdir()] == ["step_00000003.pt"]
+    assert run.restore({"model": model})[0] == 3
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS)
+    model = torch.nn.Linear(1, 1)
+    run.save(1, 5.0, {"model": model})
+    (run.checkpoints / "step_00000002.pt").write_bytes(b"torn")
+    assert run.restore({"model": model}) == (1, 5.0)
+
+
+def test_nan_stops_and_keeps_the_last_good_state(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    run = RunFolder(tmp_path, SETTINGS)
+
+    def step(index, progress):
+        return {"loss": torch.tensor(float("nan") if index == 4 else 1.0)}
+
+    fit(run, {"model": model}, step, steps=3, log_every=1)
+    with pytest.raises(TrainingError, match=r"'loss' became nan before step 5.*last good state is step 3"):
+        fit(run, {"model": model}, step, steps=9, log_every=1)
+    assert run.saved_steps() == [3]
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    RunFolder(tmp_path, SETTINGS)
+    with pytest.raises(TrainingError, match="'seed' is 1 there and 2 here"):
+        RunFolder(tmp_path, {**SETTINGS, "seed": 2})
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS)
+    run.save(1, 0.0, {"model": torch.nn.Linear(2, 1)})
+    with pytest.raises(TrainingError, match="checkpoint of another run"):
+        run.restore({"model": torch.nn.Linear(1, 1)})
+
+
+def test_curves_are_cut_at_the_restored_step_and_drawn(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS)
+    for step in range(1, 6):
+        run.curves.add(step, {"loss": 1 / step, "psnr": step})
+    run.save(3, 0.0, {})
+    run.restore({})
+    assert run.curves.read()["psnr"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    run.curves.draw()
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_failed_write_leaves_the_target(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def fail(path):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(target, fail)
+    assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["file"]
+    assert json.loads(json.dumps(SETTINGS)) == SETTINGS
