@@ -1,0 +1,41 @@
+"""Fusing the two candidate maps into the inactivation map (paper Eq. 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ciri.errors import MaskError
+
+
+def fuse(predicted: Tensor, attention: Tensor, beta: Tensor | float) -> Tensor:
+    """Return M_iac = b M_pred + (1 - b) M_attn; all maps (T, 1, H, W) in [0, 1].
+
+    Raises:
+        MaskError: the maps differ in shape, or b is a number outside [0, 1].
+    """
+    if predicted.shape != attention.shape:
+        raise MaskError(
+            f"The predicted masks have shape {tuple(predicted.shape)} and the attention maps {tuple(attention.shape)}; "
+            "both have to come from the same clip."
+        )
+    if isinstance(beta, float) and not 0 <= beta <= 1:
+        raise MaskError(f"beta is {beta}; expected a share in [0, 1].")
+    return beta * predicted + (1 - beta) * attention
+
+
+class Fusion(nn.Module):
+    """Eq. 3 with the learnable scalar b, kept in (0, 1) by a sigmoid."""
+
+    def __init__(self, beta: float = 0.7) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(math.log(beta / (1 - beta))))
+
+    @property
+    def beta(self) -> Tensor:
+        return self.logit.sigmoid()
+
+    def forward(self, predicted: Tensor, attention: Tensor) -> Tensor:
+        return fuse(predicted, attention, self.beta)
