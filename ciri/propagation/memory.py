@@ -1,0 +1,254 @@
+"""The space-time memory: what is kept of earlier frames, and how a frame reads it.
+
+A position of the query frame asks with its key; every stored position answers with its value, weighted by how close
+its key is (negative squared Euclidean distance, the best ``top_k`` only; Cheng et al., "Rethinking Space-Time
+Networks with Improved Memory Coverage", 2021). Reading is a pure function, differentiable, used in training as well.
+
+Dimensions: n stored positions, q query positions, j kept answers per query, ck cv key and value channels, k objects,
+hw positions of one frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Similarities are made for this many bytes at once: exact, and the memory read needs no more at any clip length.
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass
+class Attention:
+    """Which stored positions answer each query position, and how much.
+
+    Attributes:
+        index: int64 (q, j), rows of the memory; None where all n answer (j = n).
+        weight: float32 (q, j), sums to 1 over j.
+        explained: float32 (q,), how well memory explains the position: 1 = its very key is stored, 0 = the nearest
+            key is as far as the average one. Detached.
+    """
+
+    index: Tensor | None
+    weight: Tensor
+    explained: Tensor
+
+
+def similarity(memory_key: Tensor, query_key: Tensor) -> Tensor:
+    """Return (q, n): (2 <m, q> - |m|^2) / sqrt(ck), which is -|m - q|^2 / sqrt(ck) up to a term of q alone.
+
+    Args:
+        memory_key: float32 (n, ck).
+        query_key: float32 (q, ck).
+    """
+    scale = 1 / math.sqrt(memory_key.shape[1])
+    length = memory_key.square().sum(1)
+    return torch.addmm(length, query_key, memory_key.T, beta=-scale, alpha=2 * scale)
+
+
+def attend(memory_key: Tensor, query_key: Tensor, top_k: int | None, *, chunk_bytes: int = CHUNK_BYTES) -> Attention:
+    """Choose the stored positions that answer, and weight them by a softmax over their similarity.
+
+    Args:
+        memory_key: float32 (n, ck); n > 0.
+        query_key: float32 (q, ck).
+        top_k: how many answer; None or more than n: all.
+        chunk_bytes: the (q, n) similarities are made in pieces of at most this size.
+
+    Gradients reach the keys through the weights of the chosen positions; the choice itself has none.
+    """
+    n = len(memory_key)
+    rows = max(1, chunk_bytes // (n * memory_key.element_size()))
+    pieces = [_attend(memory_key, part, top_k) for part in query_key.split(rows)]
+    if len(pieces) == 1:
+        return pieces[0]
+    chosen = [p.index for p in pieces if p.index is not None]
+    return Attention(
+        torch.cat(chosen) if chosen else None,
+        torch.cat([p.weight for p in pieces]),
+        torch.cat([p.explained for p in pieces]),
+    )
+
+
+def _attend(memory_key: Tensor, query_key: Tensor, top_k: int | None) -> Attention:
+    n, channels = memory_key.shape
+    if top_k is None or top_k >= n:
+        scores = similarity(memory_key, query_key)
+        # the term that similarity leaves out turns the best score into a distance
+        nearest = scores.detach().amax(1).neg() * math.sqrt(channels) + query_key.detach().square().sum(1)
+        return Attention(None, scores.softmax(1), _explained(memory_key, query_key, nearest))
+    with torch.no_grad():
+        index = similarity(memory_key, query_key).topk(top_k, dim=1, sorted=False).indices
+    # Distances are computed again for the chosen few: 20 subtractions are cheaper to differentiate than the whole
+    # (q, n) product, and large keys do not cancel.
+    near = F.embedding(index, memory_key)
+    distance = (near - query_key[:, None]).square().sum(2)
+    weight = distance.mul(-1 / math.sqrt(channels)).softmax(1)
+    return Attention(index, weight, _explained(memory_key, query_key, distance.detach().amin(1)))
+
+
+@torch.no_grad()
+def _explained(memory_key: Tensor, query_key: Tensor, nearest: Tensor) -> Tensor:
+    """1 - nearest / average squared distance, per query: needs no scale, so it means the same for every network."""
+    mean_length = memory_key.square().sum(1).mean()
+    average = query_key.square().sum(1) - 2 * (query_key @ memory_key.mean(0)) + mean_length
+    return (1 - nearest / average.clamp(min=1e-12)).clamp(0, 1)
+
+
+def gather(values: Tensor, attention: Attention) -> Tensor:
+    """Return (k, q, cv): the weighted sum of the values (k, n, cv) that answer. In the values' dtype."""
+    weight = attention.weight.to(values.dtype)
+    if attention.index is None:
+        return weight @ values
+    return torch.stack(
+        [F.embedding_bag(attention.index, rows, per_sample_weights=weight, mode="sum") for rows in values]
+    )
+
+
+def read(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, top_k: int | None) -> Tensor:
+    """Read the memory: :func:`attend`, then :func:`gather`.
+
+    Args:
+        memory_key: float32 (n, ck).
+        memory_value: (k, n, cv).
+        query_key: float32 (q, ck).
+        top_k: how many stored positions answer a query; None: all.
+
+    Returns:
+        (k, q, cv), differentiable in all three.
+    """
+    return gather(memory_value, attend(memory_key, query_key, top_k))
+
+
+def to_rows(maps: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, h w, c), positions in row-major order."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def to_map(rows: Tensor, height: int, width: int) -> Tensor:
+    """(b, h w, c) -> (b, c, h, w); channels_last in memory, which is what convolutions like."""
+    return rows.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class Memory:
+    """Stored frames of one pass over a clip, in preallocated rows, bounded.
+
+    Annotated frames stay for ever. Up to ``budget`` others stay: the ``recent`` last ones, and of the rest those that
+    spread most evenly over time. A *temporary* frame (the previous one) gives way to whatever is stored next.
+
+    Args:
+        budget: how many frames besides the annotated ones; at least 1.
+        recent: how many of them are the latest; the rest spreads over time.
+    """
+
+    def __init__(self, budget: int = 32, recent: int = 8) -> None:
+        self.budget = max(1, budget)
+        self.recent = min(recent, self.budget // 2)
+        self._frames: list[int] = []
+        self._annotated: list[bool] = []
+        self._order: list[int] = []
+        self._temporary: int | None = None
+        self._stores = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        self._masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        """How many frames are stored."""
+        return len(self._frames)
+
+    @property
+    def frames(self) -> list[int]:
+        """Indices of the stored frames, ascending."""
+        return sorted(self._frames)
+
+    def append(
+        self, frame: int, key: Tensor, value: Tensor, mask: Tensor, *, annotated: bool = False, temporary: bool = False
+    ) -> None:
+        """Store a frame.
+
+        Args:
+            frame: its index in the clip.
+            key: float32 (hw, ck).
+            value: (k, hw, cv).
+            mask: (k, hw, 1), the share of target at every position.
+            annotated: never forget it.
+            temporary: forget it at the next store.
+        """
+        slot = self._slot(annotated)
+        self._allocate(slot, key, value, mask)
+        assert self._keys is not None and self._values is not None and self._masks is not None
+        self._keys[slot].copy_(key)
+        self._values[:, slot].copy_(value)
+        self._masks[:, slot].copy_(mask)
+        if slot == len(self._frames):
+            self._frames.append(frame)
+            self._annotated.append(annotated)
+            self._order.append(self._stores)
+        else:
+            self._frames[slot], self._annotated[slot], self._order[slot] = frame, annotated, self._stores
+        self._stores += 1
+        self._temporary = slot if temporary else None
+
+    def attend(self, query_key: Tensor, top_k: int | None) -> Attention:
+        """Attend to everything stored; ``query_key`` is float32 (q, ck)."""
+        assert self._keys is not None, "nothing is stored"
+        return attend(self._keys[: len(self)].flatten(0, 1), query_key, top_k)
+
+    def gather(self, attention: Attention) -> Tensor:
+        """Return the values that answer, (k, q, cv)."""
+        return gather(self._rows(self._values), attention)
+
+    def gather_masks(self, attention: Attention) -> Tensor:
+        """Return (k, q, 1): the same weighted sum over the stored masks, a coarse guess of where the target is."""
+        return gather(self._rows(self._masks), attention)
+
+    def _rows(self, stored: Tensor | None) -> Tensor:
+        assert stored is not None, "nothing is stored"
+        return stored[:, : len(self)].flatten(1, 2)
+
+    def _slot(self, annotated: bool) -> int:
+        """Where the next frame goes: over the temporary one, over the most dispensable one, or behind the last."""
+        if self._temporary is not None:
+            return self._temporary
+        free = [i for i, kept in enumerate(self._annotated) if not kept]
+        if annotated or len(free) < self.budget:
+            return len(self)
+        return _most_dispensable(self._frames, sorted(free, key=self._order.__getitem__)[: len(free) - self.recent])
+
+    def _allocate(self, slot: int, key: Tensor, value: Tensor, mask: Tensor) -> None:
+        capacity = 0 if self._keys is None else len(self._keys)
+        if slot < capacity:
+            return
+        capacity = max(2, slot + 1, capacity * 3 // 2)
+        self._keys = _grown(self._keys, (capacity, *key.shape), key, 0, slot)
+        self._values = _grown(self._values, (len(value), capacity, *value.shape[1:]), value, 1, slot)
+        self._masks = _grown(self._masks, (len(mask), capacity, *mask.shape[1:]), mask, 1, slot)
+
+
+def _grown(old: Tensor | None, shape: Sequence[int], like: Tensor, dim: int, used: int) -> Tensor:
+    new = like.new_empty(shape)
+    if old is not None:
+        new.narrow(dim, 0, used).copy_(old.narrow(dim, 0, used))
+    return new
+
+
+def _most_dispensable(frames: Sequence[int], candidates: Sequence[int]) -> int:
+    """Of the candidate slots, the one whose stored neighbours in time are closest together.
+
+    The earliest and the latest stored frame have a neighbour on one side only and count as far from the other.
+    """
+    by_time = sorted(range(len(frames)), key=frames.__getitem__)
+    place = {slot: i for i, slot in enumerate(by_time)}
+
+    def gap(slot: int) -> float:
+        i = place[slot]
+        if i in (0, len(by_time) - 1):
+            return math.inf
+        return frames[by_time[i + 1]] - frames[by_time[i - 1]]
+
+    return min(candidates, key=gap)
