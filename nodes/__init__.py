@@ -1,0 +1,38 @@
+"""The ComfyUI nodes: thin adapters from ComfyUI's tensors and devices to the library ``ciri`` and back.
+
+How to add a node
+    1. Write one class in the file of its stage (``propagators.py``, ``backbones.py``, ``propagate.py``, ...), on the
+       pattern of the classes there: ``CIRI_`` ids, a tooltip on every input and output, ``@plain_errors`` on
+       ``execute``, imports of ``ciri`` models inside ``execute`` (a missing weight must not keep the pack from
+       loading). A new propagator or backbone only has to return its object on the common socket.
+    2. Add the class to ``NODES`` below.
+    3. Write its help: ``web/docs/<id>/en.md`` and ``zh.md``, with a picture, and its Chinese texts in
+       ``locales/zh/nodeDefs.json``.
+    4. Run ``CIRI_UPDATE=1 python -m pytest tests/nodes/test_schema.py``: it writes the schema snapshot and the
+       English texts, and then tells what is still missing. Look at the diff: saved workflows store widget values by
+       position, so inputs are only ever appended, and ids never change.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .backbones import BackboneFlow
+from .compare import CompareVideo, MaskOverlay
+from .inpaint import InactivationInpaint
+from .propagate import PropagateMask
+from .propagators import PropagatorFlow
+
+NODES: list[type[io.ComfyNode]] = [
+    PropagatorFlow,
+    PropagateMask,
+    BackboneFlow,
+    InactivationInpaint,
+    MaskOverlay,
+    CompareVideo,
+]
+
+
+class CiriExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,156 @@
+"""Between ComfyUI's world and the library's: tensors, devices, progress and interrupt, errors, previews.
+
+Shapes: ComfyUI's IMAGE is (T, H, W, 3 | 4) and its MASK (T, H, W) or (H, W); the library's clips are (T, 3, H, W) and
+its masks (T, 1, H, W), both float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import InputImpl, Types, io, ui
+from torch import Tensor
+
+from ciri.errors import CiriError, ClipError, MaskError
+from ciri.frames import check_clip, check_masks
+from ciri.progress import OnStep
+
+CATEGORY = "CIRI"
+
+#: One type for every propagator and one for every backbone, so that swapping is replacing one node.
+PropagatorSocket = io.Custom("CIRI_PROPAGATOR")
+BackboneSocket = io.Custom("CIRI_BACKBONE")
+
+#: Longest side of the video that a node shows inside itself.
+PREVIEW_SIDE = 640
+
+
+# ------------------------------------------------------------------------------------------------ tensors
+
+
+def to_clip(images: Tensor, *, what: str = "clip") -> Tensor:
+    """Return an IMAGE as a checked clip, float32 (T, 3, H, W)."""
+    if images.ndim != 4:
+        raise ClipError(f"The {what} has shape {tuple(images.shape)}; expected (frames, height, width, channels).")
+    return check_clip(images.movedim(-1, 1))
+
+
+def to_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[str]]:
+    """Return a MASK as one checked mask per frame, float32 (T, 1, H, W), and notes on what was changed.
+
+    A single mask is held for the whole clip.
+    """
+    checked, notes = check_masks(masks, *clip.shape[2:], what=what)
+    if len(checked) == 1 and len(clip) > 1:
+        notes.append(f"One {what} was given, so it was used for all {len(clip)} frames.")
+        checked = checked.expand(len(clip), -1, -1, -1)
+    if len(checked) != len(clip):
+        raise MaskError(
+            f"The {what} holds {len(checked)} masks but the clip has {len(clip)} frames; give one mask per frame "
+            "(from Propagate mask), or a single one."
+        )
+    return checked, notes
+
+
+def to_image(clip: Tensor) -> Tensor:
+    """Return a clip as an IMAGE: float32 (T, H, W, 3), where ComfyUI keeps what nodes hand on."""
+    return clip.movedim(1, -1).to(comfy.model_management.intermediate_device(), torch.float32).contiguous()
+
+
+def to_mask(masks: Tensor) -> Tensor:
+    """Return masks (T, 1, H, W) as a MASK: float32 (T, H, W), where ComfyUI keeps what nodes hand on."""
+    return masks[:, 0].to(comfy.model_management.intermediate_device(), torch.float32).contiguous()
+
+
+# ------------------------------------------------------------------------------------ devices and inference mode
+
+
+def device() -> torch.device:
+    """The device that ComfyUI computes on."""
+    return comfy.model_management.get_torch_device()
+
+
+@contextmanager
+def building_network() -> Iterator[None]:
+    """Wrap what constructs, loads or moves a network.
+
+    ComfyUI runs nodes under ``torch.inference_mode()``. Weights made under it are inference tensors for ever, and the
+    test-time refinement could never train a copy of them.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+# ------------------------------------------------------------------------------------ progress, interrupt, errors
+
+
+def progress() -> OnStep:
+    """A progress callback that moves the node's bar and ends the work when the person pressed Cancel.
+
+    No preview travels with it: the page would keep that picture over the node's final one.
+    """
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_step(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return on_step
+
+
+def plain_errors(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Decorate ``execute``: an error that the library words for a person reaches ComfyUI as just that text."""
+
+    @functools.wraps(execute)
+    def wrapped(*args: Any, **kwargs: Any) -> io.NodeOutput:
+        try:
+            return execute(*args, **kwargs)
+        except CiriError as error:
+            # the frames below this one say nothing to the person who connected a wrong mask
+            raise error.with_traceback(None) from None
+
+    return wrapped
+
+
+def choose(value: str, options: Sequence[str], what: str) -> str:
+    """Return the value if it is one of the options: ComfyUI does not check the combos of V3 nodes itself."""
+    if value not in options:
+        raise CiriError(f"{what} is {value!r}; expected one of {', '.join(options)}.")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ previews
+
+
+def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo:
+    """Write a clip (T, 3, H, W) as a small video to ComfyUI's temp folder; the node shows it as a player."""
+    height, width = clip.shape[2:]
+    scale = min(1.0, PREVIEW_SIDE / max(height, width))
+    # H.264 with 4:2:0 chroma takes even sizes only
+    size = [max(2, 2 * round(side * scale / 2)) for side in (height, width)]
+    small = clip if size == [height, width] else torch.cat([_shrink(frame, size) for frame in clip])
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        "ciri_preview", folder_paths.get_temp_directory(), size[1], size[0]
+    )
+    file = f"{name}_{counter:05}_.mp4"
+    images = small.movedim(1, -1).contiguous()
+    rate = Fraction(fps).limit_denominator(1000)
+    InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=rate)).save_to(
+        os.path.join(folder, file)
+    )
+    return ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)])
+
+
+def _shrink(frame: Tensor, size: list[int]) -> Tensor:
+    """Resize one frame (3, H, W) to (1, 3, *size)."""
+    return F.interpolate(frame[None], size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

@@ -1,0 +1,36 @@
+"""One node per inpainting backbone: each returns its model on the common socket."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ._adapt import CATEGORY, BackboneSocket, plain_errors
+
+CATEGORY_BACKBONES = f"{CATEGORY}/backbones"
+
+
+class BackboneFlow(io.ComfyNode):
+    """Copies hidden pixels along optical flow: no weights to download."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_BackboneFlow",
+            display_name="Backbone: optical flow",
+            category=CATEGORY_BACKBONES,
+            description=(
+                "Fills each hidden pixel from the nearest frame that shows it, found along optical flow. Needs no "
+                "weights and no graphics card; best where the camera or the object moves enough to uncover the background."
+            ),
+            inputs=[],
+            outputs=[
+                BackboneSocket.Output("backbone", display_name="backbone", tooltip="Connect to Inactivation inpaint.")
+            ],
+        )
+
+    @classmethod
+    @plain_errors
+    def execute(cls) -> io.NodeOutput:
+        from ciri.inpainting.flow import FlowBackbone
+
+        return io.NodeOutput(FlowBackbone())

@@ -1,0 +1,168 @@
+"""From the mask painted on one frame to a mask for every frame (the paper's SVOS stage)."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ciri.compare import overlay
+from ciri.errors import MaskError
+from ciri.frames import check_annotation, check_key_frames, check_masks
+from ciri.propagation.base import MaskTrack, Propagator
+
+from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask, video_preview
+
+#: Slower than most footage: the preview is there to judge the masks.
+PREVIEW_FPS = 12
+
+
+class PropagateMask(io.ComfyNode):
+    """Follows the painted object through the clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_PropagateMask",
+            display_name="Propagate mask",
+            category=CATEGORY,
+            description="Follows an object that was painted on one frame through the whole clip, forwards and backwards.",
+            inputs=[
+                io.Image.Input(
+                    "images", tooltip="The clip: all frames as one batch, as Get Video Components gives them."
+                ),
+                io.Mask.Input(
+                    "first_mask",
+                    tooltip="The object, painted on one frame, white = object. In Load Image: right-click, "
+                    "'Open in Mask Editor'.",
+                ),
+                PropagatorSocket.Input("propagator", tooltip="What follows the object: any Propagator node."),
+                io.Int.Input(
+                    "painted_frame",
+                    default=0,
+                    min=-100000,
+                    max=100000,
+                    tooltip="The frame that first_mask was painted on: 0 is the first, -1 the last.",
+                ),
+                io.Mask.Input(
+                    "key_masks",
+                    optional=True,
+                    tooltip="Corrections: the object painted again on further frames, one mask each (a batch of masks).",
+                ),
+                io.String.Input(
+                    "key_frames",
+                    default="",
+                    optional=True,
+                    tooltip="The frame number of each mask in key_masks, separated by commas, such as: 24, 57.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output("masks", display_name="masks", tooltip="The object in every frame, 0 to 1."),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="How sure the propagator was, and where it lost the object.",
+                ),
+                io.Float.Output(
+                    "confidence",
+                    display_name="confidence",
+                    is_output_list=True,
+                    tooltip="One number per frame, 0 (lost) to 1 (sure), as a list.",
+                ),
+                io.Image.Output("overlay", display_name="overlay", tooltip="The clip with the masks tinted over it."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
+        try:
+            parse_key_frames(key_frames or "")
+        except MaskError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    @plain_errors
+    def execute(
+        cls,
+        images: Tensor,
+        first_mask: Tensor,
+        propagator: Propagator,
+        painted_frame: int,
+        key_masks: Tensor | None = None,
+        key_frames: str = "",
+    ) -> io.NodeOutput:
+        frames = to_clip(images)
+        masks, numbers, notes = _annotations(frames, first_mask, painted_frame, key_masks, parse_key_frames(key_frames))
+        track = propagator.propagate(frames, masks, numbers, on_step=progress())
+        tinted = overlay(frames, track.probs)
+        return io.NodeOutput(
+            to_mask(track.probs),
+            describe(track, propagator.name, notes),
+            [round(float(value), 4) for value in track.confidence],
+            to_image(tinted),
+            ui=video_preview(tinted, PREVIEW_FPS),
+        )
+
+
+def parse_key_frames(text: str) -> list[int]:
+    """Read "24, 57" (commas, semicolons or spaces).
+
+    Raises:
+        MaskError: something in it is no whole number.
+    """
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise MaskError(
+            f"key_frames is {text!r}; expected frame numbers separated by commas, such as: 24, 57."
+        ) from None
+
+
+def _annotations(
+    frames: Tensor, first_mask: Tensor, painted_frame: int, key_masks: Tensor | None, key_frames: list[int]
+) -> tuple[Tensor, list[int], list[str]]:
+    """Return all annotated masks (K, 1, H, W), their frame indices, and notes on what was changed."""
+    count, height, width = len(frames), *frames.shape[2:]
+    masks, notes = check_masks(first_mask, height, width, what="first mask")
+    if len(masks) != 1:
+        raise MaskError(
+            f"first_mask holds {len(masks)} masks; expected the one that was painted. A mask for every frame needs no "
+            "propagation: connect it to Inactivation inpaint. Corrections on further frames go to key_masks."
+        )
+    check_annotation(masks)
+    numbers = [painted_frame, *key_frames]
+    if key_masks is not None:
+        further, more = check_masks(key_masks, height, width, what="key mask")
+        check_annotation(further, what="key mask")
+        masks, notes = torch.cat([masks, further]), notes + more
+    return masks, check_key_frames(numbers, len(masks), count), notes
+
+
+def describe(track: MaskTrack, name: str, notes: list[str]) -> str:
+    """Say how sure the propagator was: a summary, the notes, then every frame's confidence."""
+    confidence, lost = track.confidence, track.lost_frames()
+    lowest = int(confidence.argmin())
+    lines = [
+        f"{name}: {len(confidence)} frames, mean confidence {confidence.mean():.2f}, "
+        f"lowest {confidence[lowest]:.2f} at frame {lowest}.",
+        f"Gone or lost in frames {ranges(lost)}; paint the object again there (key_masks)." if lost else "Never lost.",
+        *notes,
+        *track.notes,
+    ]
+    for start in range(0, len(confidence), 10):
+        row = " ".join(f"{value:.2f}" for value in confidence[start : start + 10])
+        lines.append(f"{start:5d}: {row}")
+    return "\n".join(lines)
+
+
+def ranges(numbers: list[int]) -> str:
+    """Shorten sorted numbers: [3, 4, 5, 9] is "3-5, 9"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

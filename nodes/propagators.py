@@ -1,0 +1,36 @@
+"""One node per propagator: each returns its model on the common socket."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ._adapt import CATEGORY, PropagatorSocket, plain_errors
+
+CATEGORY_PROPAGATORS = f"{CATEGORY}/propagators"
+
+
+class PropagatorFlow(io.ComfyNode):
+    """Optical flow and colour models: no weights to download."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_PropagatorFlow",
+            display_name="Propagator: optical flow",
+            category=CATEGORY_PROPAGATORS,
+            description=(
+                "Follows the painted object with optical flow and colour models. Needs no weights and no graphics "
+                "card; best for objects that stay in view and differ from their surroundings."
+            ),
+            inputs=[],
+            outputs=[
+                PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
+            ],
+        )
+
+    @classmethod
+    @plain_errors
+    def execute(cls) -> io.NodeOutput:
+        from ciri.propagation.flow import FlowPropagator
+
+        return io.NodeOutput(FlowPropagator())
