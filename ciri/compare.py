@@ -117,7 +117,8 @@ def _matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     (height, width), (got_h, got_w) = first.shape[2:], second.shape[2:]
     if abs((got_w / got_h) / (width / height) - 1) > ASPECT_TOLERANCE:
         raise ClipError(
-            f"The clips are {width}x{height} and {got_w}x{got_h}: the aspect ratios differ; compare two clips of one shape."
+            f"The clips are {width}x{height} and {got_w}x{got_h}: the aspect ratios differ; "
+            "compare two clips of one shape."
         )
     second = second.to(first.device)
     if (got_h, got_w) != (height, width):

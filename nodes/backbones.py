@@ -20,7 +20,7 @@ class BackboneFlow(io.ComfyNode):
             category=CATEGORY_BACKBONES,
             description=(
                 "Fills each hidden pixel from the nearest frame that shows it, found along optical flow. Needs no "
-                "weights and no graphics card; best where the camera or the object moves enough to uncover the background."
+                "weights and no graphics card; best where the camera or the object moves and so uncovers the background."
             ),
             inputs=[],
             outputs=[

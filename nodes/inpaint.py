@@ -20,14 +20,16 @@ class InactivationInpaint(io.ComfyNode):
             node_id="CIRI_InactivationInpaint",
             display_name="Inactivation inpaint",
             category=CATEGORY,
-            description="Removes what the masks cover and fills the hole from the rest of the clip. All other pixels stay "
-            "bit for bit as they were.",
+            description=(
+                "Removes what the masks cover and fills the hole from the rest of the clip. All other pixels stay bit for "
+                "bit as they were."
+            ),
             inputs=[
                 io.Image.Input("images", tooltip="The clip: all frames as one batch."),
                 io.Mask.Input(
                     "inactivation",
-                    tooltip="What to remove, one mask per frame, from Propagate mask or from any other node. A single mask "
-                    "is used for every frame (a logo that stands still).",
+                    tooltip="What to remove, one mask per frame, from Propagate mask or from any other node. A single "
+                    "mask is used for every frame (a logo that stands still).",
                 ),
                 BackboneSocket.Input("backbone", tooltip="What fills the hole: any Backbone node."),
                 io.Int.Input(
@@ -35,8 +37,8 @@ class InactivationInpaint(io.ComfyNode):
                     default=4,
                     min=-64,
                     max=128,
-                    tooltip="Pixels by which the masks grow first (negative: shrink). Raise it where a rim, a shadow or "
-                    "motion blur of the object stays.",
+                    tooltip="Pixels by which the masks grow first (negative: shrink). Raise it where a rim, a shadow "
+                    "or motion blur of the object stays.",
                 ),
                 io.Int.Input(
                     "feather",
@@ -50,8 +52,8 @@ class InactivationInpaint(io.ComfyNode):
                     default=True,
                     label_on="follow the object",
                     label_off="whole frame",
-                    tooltip="Work on a window that follows the object: faster, and at the footage's own resolution. The "
-                    "whole frame shows the backbone more of the scene.",
+                    tooltip="Work on a window that follows the object: faster, and at the footage's own resolution. "
+                    "The whole frame shows the backbone more of the scene.",
                 ),
             ],
             outputs=[

@@ -26,7 +26,7 @@ class PropagateMask(io.ComfyNode):
             node_id="CIRI_PropagateMask",
             display_name="Propagate mask",
             category=CATEGORY,
-            description="Follows an object that was painted on one frame through the whole clip, forwards and backwards.",
+            description="Follows an object, painted on one frame, through the whole clip: forwards and backwards.",
             inputs=[
                 io.Image.Input(
                     "images", tooltip="The clip: all frames as one batch, as Get Video Components gives them."
@@ -47,7 +47,7 @@ class PropagateMask(io.ComfyNode):
                 io.Mask.Input(
                     "key_masks",
                     optional=True,
-                    tooltip="Corrections: the object painted again on further frames, one mask each (a batch of masks).",
+                    tooltip="Corrections: the object painted again on further frames, as a batch of masks.",
                 ),
                 io.String.Input(
                     "key_frames",
