@@ -19,8 +19,8 @@ class BackboneFlow(io.ComfyNode):
             display_name="Backbone: optical flow",
             category=CATEGORY_BACKBONES,
             description=(
-                "Fills each hidden pixel from the nearest frame that shows it, found along optical flow. Needs no "
-                "weights and no graphics card; best where the camera or the object moves and so uncovers the background."
+                "Fills each hidden pixel from the nearest frame that shows it, found by optical flow. Needs no "
+                "weights and no graphics card; best where the camera or the object moves and so shows the background."
             ),
             inputs=[],
             outputs=[

@@ -21,8 +21,8 @@ class InactivationInpaint(io.ComfyNode):
             display_name="Inactivation inpaint",
             category=CATEGORY,
             description=(
-                "Removes what the masks cover and fills the hole from the rest of the clip. All other pixels stay bit for "
-                "bit as they were."
+                "Removes what the masks cover and fills the hole from the rest of the clip. All other pixels stay "
+                "bit for bit as they were."
             ),
             inputs=[
                 io.Image.Input("images", tooltip="The clip: all frames as one batch."),
