@@ -1,0 +1,46 @@
+"""The propagators by name, for the command line, the nodes and the benchmarks.
+
+Each is imported only when it is built, so that asking for one does not load what another needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ciri.errors import CiriError
+from ciri.propagation.base import Propagator
+
+
+def _flow(**options: Any) -> Propagator:
+    from ciri.propagation.flow import FlowPropagator
+
+    return FlowPropagator(**options)
+
+
+_BUILDERS: dict[str, Callable[..., Propagator]] = {
+    "flow": _flow,
+}
+
+
+def names() -> list[str]:
+    """The names that :func:`build` knows."""
+    return list(_BUILDERS)
+
+
+def build(name: str, **options: Any) -> Propagator:
+    """Return a new propagator.
+
+    Args:
+        name: one of :func:`names`.
+        options: keyword arguments of that propagator's constructor.
+
+    Raises:
+        CiriError: an unknown name (the message lists the known ones) or an option that it does not have.
+    """
+    if name not in _BUILDERS:
+        raise CiriError(f"There is no propagator called '{name}'; choose one of: {', '.join(names())}.")
+    try:
+        return _BUILDERS[name](**options)
+    except TypeError as error:
+        raise CiriError(f"The propagator '{name}' cannot be built with options {sorted(options)}: {error}") from error
