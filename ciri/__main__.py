@@ -1,0 +1,5 @@
+import sys
+
+from ciri.cli import main
+
+sys.exit(main())

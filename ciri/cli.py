@@ -1,0 +1,41 @@
+"""``python -m ciri COMMAND``: the commands are the modules of :mod:`ciri.commands`.
+
+Exit codes: 0 done, 2 bad input (one line on standard error says what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from ciri import __version__, commands
+from ciri.errors import CiriError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of every command in :mod:`ciri.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="ciri", description="Remove an object from a whole video: paint it on one frame."
+    )
+    parser.add_argument("--version", action="version", version=f"ciri {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in pkgutil.iter_modules(commands.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{commands.__name__}.{module.name}").add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    args = make_parser().parse_args(arguments)
+    try:
+        return args.run(args) or 0
+    except CiriError as error:
+        print(f"ciri: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ciri: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,118 @@
+"""Arguments and steps that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ciri.console import ProgressBar, remark
+from ciri.errors import CiriError, MaskError
+
+
+def add_clip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", type=Path, help="video file, or folder of numbered images")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame to work on (default 0)")
+    parser.add_argument("--frames", type=int, metavar="N", help="how many frames (default: to the end)")
+
+
+def add_propagation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mask",
+        action="append",
+        type=Path,
+        metavar="MASK",
+        help="image in which the object is white, or transparent; repeat it for corrections on further frames",
+    )
+    parser.add_argument(
+        "--mask-frame",
+        action="append",
+        type=int,
+        metavar="N",
+        help="frame of INPUT that the mask was painted on (default: the first); once for each --mask, in order",
+    )
+    parser.add_argument("--propagator", default="flow", metavar="NAME", help="what follows the object (default flow)")
+    parser.add_argument("--overlay", type=Path, metavar="OUT", help="also write the clip with the masks tinted over it")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+
+
+def choose_device(name: str) -> Any:
+    """Return the torch.device of that name.
+
+    Raises:
+        CiriError: no such device, or not on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise CiriError(f"The device {name!r} is not there; use cpu, or leave --device out.") from None
+    return device
+
+
+def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str]]:
+    """Return the painted masks (K, H, W), the frame of the clip each belongs to, and notes.
+
+    Raises:
+        MaskError: no mask, masks of different sizes, or another number of masks than of frame numbers.
+        MediaError: a file is not readable.
+    """
+    import torch
+
+    from ciri.media import read_mask
+
+    if not args.mask:
+        raise MaskError("No --mask: give an image in which the object is white, painted on one frame of the clip.")
+    numbers = args.mask_frame if args.mask_frame is not None else [args.start] * (len(args.mask) == 1)
+    if len(numbers) != len(args.mask):
+        raise MaskError(
+            f"{len(args.mask)} --mask but {len(numbers)} --mask-frame; give one frame number for each mask."
+        )
+    early = [number for number in numbers if number < args.start]
+    if early:
+        raise MaskError(
+            f"--mask-frame {early[0]} lies before --start {args.start}; the frames are INPUT's own numbers."
+        )
+    masks, notes = zip(*[read_mask(file) for file in args.mask], strict=True)
+    for file, mask in zip(args.mask, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            raise MaskError(f"{file} has another size than {args.mask[0]}; paint all masks on frames of the same clip.")
+    return torch.stack(masks), [number - args.start for number in numbers], [note for more in notes for note in more]
+
+
+@contextmanager
+def progress(title: str) -> Iterator[ProgressBar]:
+    """A progress bar whose line is ended also when the work was not."""
+    bar = ProgressBar(title)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def show_notes(notes: list[str]) -> None:
+    for note in notes:
+        remark(f"note: {note}")
+
+
+def write_overlay(path: Path, clip: Any, track: Any) -> None:
+    """Write the clip with the masks tinted over it, so that a person can see where they are wrong."""
+    from ciri.compare import overlay
+    from ciri.media import write_clip
+
+    write_clip(path, overlay(clip.frames, track.probs), clip)
+
+
+def summary(timings: dict[str, float], frames: int) -> str:
+    """Say how many frames took how long."""
+    parts = ", ".join(f"{stage} {1000 * seconds / frames:.0f} ms" for stage, seconds in timings.items())
+    return f"{frames} frames in {sum(timings.values()):.1f} s ({parts} a frame)"

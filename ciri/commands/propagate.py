@@ -1,0 +1,55 @@
+"""``python -m ciri propagate``: follow an object that was painted on one frame; write its masks."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from ciri.commands import _arguments as shared
+from ciri.console import remark
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("propagate", help="follow an object that was painted on one frame; write its masks")
+    shared.add_clip(parser)
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="the masks: folder for PNG images, or video file",
+    )
+    shared.add_propagation(parser)
+    shared.add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, propagate, write.
+
+    Raises:
+        CiriError: bad input; nothing was written.
+    """
+    from ciri import media
+    from ciri.pipeline import propagate
+    from ciri.propagation import registry
+
+    for output in filter(None, (args.output, args.overlay)):
+        media.check_output(output)
+    propagator = registry.build(args.propagator, device=shared.choose_device(args.device))
+    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    annotated, key_frames, notes = shared.read_annotations(args)
+    started = time.perf_counter()
+    with shared.progress("propagating") as bar:
+        track = propagate(clip.frames, annotated, propagator, key_frames=key_frames, on_step=bar)
+    timings = {"propagation": time.perf_counter() - started}
+    notes += track.notes + media.write_clip(args.output, track.probs, clip)
+    if args.overlay:
+        shared.write_overlay(args.overlay, clip, track)
+    shared.show_notes(notes)
+    lowest = int(track.confidence.argmin())
+    remark(f"confidence: mean {track.confidence.mean():.2f}, lowest {track.confidence[lowest]:.2f} in frame {lowest}")
+    remark(f"{args.output}: {shared.summary(timings, len(clip.frames))}")

@@ -1,0 +1,82 @@
+"""``python -m ciri remove``: remove an object from a whole clip."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ciri.commands import _arguments as shared
+from ciri.console import remark
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("remove", help="remove an object that was painted on one frame from the whole clip")
+    shared.add_clip(parser)
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="video file, or folder for (lossless) PNG images",
+    )
+    shared.add_propagation(parser)
+    parser.add_argument(
+        "--masks", type=Path, metavar="DIR", help="a mask for every frame (folder or video): nothing is propagated"
+    )
+    parser.add_argument("--save-masks", type=Path, metavar="OUT", help="also write the masks (folder or video)")
+    parser.add_argument("--backbone", default="flow", metavar="NAME", help="what fills the hole (default flow)")
+    parser.add_argument("--grow", type=int, default=4, metavar="PX", help="make the masks larger by this (default 4)")
+    parser.add_argument("--feather", type=int, default=3, metavar="PX", help="width of the soft seam (default 3)")
+    parser.add_argument(
+        "--no-crop", action="store_true", help="work on whole frames, not on a window that follows the object"
+    )
+    shared.add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, remove, write.
+
+    Raises:
+        CiriError: bad input; nothing was written.
+    """
+    from ciri import media
+    from ciri.errors import MaskError
+    from ciri.inpainting import registry as backbones
+    from ciri.pipeline import remove_object
+    from ciri.propagation import registry as propagators
+
+    if args.masks and args.mask:
+        raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
+    for output in filter(None, (args.output, args.save_masks, args.overlay)):
+        media.check_output(output)
+    device = shared.choose_device(args.device)
+    backbone = backbones.build(args.backbone, device=device)
+    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    options: dict[str, Any]
+    if args.masks:
+        masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames)
+        options = {"masks": masks}
+    else:
+        annotated, key_frames, notes = shared.read_annotations(args)
+        propagator = propagators.build(args.propagator, device=device)
+        options = {"first_mask": annotated, "key_frames": key_frames, "propagator": propagator}
+    with shared.progress("removing") as bar:
+        removal = remove_object(
+            clip.frames,
+            backbone=backbone,
+            grow=args.grow,
+            feather=args.feather,
+            crop=not args.no_crop,
+            on_step=bar,
+            **options,
+        )
+    notes += removal.notes + media.write_clip(args.output, removal.frames, clip)
+    if args.save_masks:
+        media.write_clip(args.save_masks, removal.masks.probs, clip)
+    if args.overlay:
+        shared.write_overlay(args.overlay, clip, removal.masks)
+    shared.show_notes(notes)
+    remark(f"{args.output}: {shared.summary(removal.timings, len(clip.frames))}")

@@ -1,0 +1,266 @@
+"""Clips and masks on disk: videos, folders of numbered images, and single images.
+
+PyAV reads and writes videos where it is installed (every ComfyUI has it): H.264 at constant quality, with the sound
+kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1], masks float32 (T, 1, H, W) in [0, 1], 1 = target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciri.errors import MediaError
+from ciri.video_files import VIDEO_SUFFIXES, VideoFacts, read_video, write_video
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+#: A greyscale mask whose brightest pixel is darker than this holds label numbers, not grey levels.
+_DARKEST_WHITE = 128
+
+
+@dataclass
+class Clip:
+    """A clip that was read, and what is needed to write another one like it.
+
+    Attributes:
+        frames: float32 (T, 3, H, W) in [0, 1].
+        fps: frames per second.
+        names: file names without suffix where the frames were numbered images, else empty.
+        start: number of the first frame that was read.
+        video: facts of the video file that it came from, or None.
+    """
+
+    frames: Tensor
+    fps: float = 24.0
+    names: list[str] = field(default_factory=list)
+    start: int = 0
+    video: VideoFacts | None = None
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> Clip:
+    """Read a video file or a folder of numbered images.
+
+    Args:
+        path: a video, or a folder whose images are taken in the order of the numbers in their names.
+        start: skip this many frames.
+        count: read at most this many (default: to the end).
+
+    Raises:
+        MediaError: nothing there, not readable, frames of different sizes, or no frame in the range.
+    """
+    path = Path(path)
+    if start < 0 or (count is not None and count < 1):
+        raise MediaError(f"Frames from {start}, {count} of them; expected a start of 0 or more and at least one frame.")
+    if path.is_dir():
+        return _read_folder(path, start, count)
+    if not path.is_file():
+        raise MediaError(f"{path} does not exist; expected a video file or a folder of numbered images.")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Clip(_to_tensor([_read_colour(path)]), names=[path.stem])
+    images, facts = read_video(path, start, count)
+    if not images:
+        raise MediaError(f"{path} has no frame {start}; it ends before.")
+    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder, ordered by the numbers in their names.
+
+    Raises:
+        MediaError: there is none.
+    """
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    if not files:
+        raise MediaError(f"{folder} holds no image; expected numbered {', '.join(IMAGE_SUFFIXES)} files.")
+    return sorted(files, key=_natural)
+
+
+def _natural(file: Path) -> list[tuple[int, int | str]]:
+    """A key that puts frame 10 after frame 9."""
+    parts = re.split(r"(\d+)", file.stem)
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+
+
+def _read_folder(folder: Path, start: int, count: int | None) -> Clip:
+    files = image_files(folder)
+    chosen = files[start:][:count]
+    if not chosen:
+        raise MediaError(f"{folder} holds {len(files)} images; there is no frame {start}.")
+    images = [_read_colour(file) for file in chosen]
+    for file, image in zip(chosen, images, strict=True):
+        if image.shape != images[0].shape:
+            raise MediaError(
+                f"{file} is {_size(image)} but {chosen[0].name} is {_size(images[0])}; "
+                "all images of a clip must have one size."
+            )
+    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start)
+
+
+def _decode(file: Path) -> np.ndarray:
+    """Any image as OpenCV decodes it, at 8 bits: (H, W) or (H, W, 3 | 4), BGR."""
+    # not cv2.imread: it writes warnings to the terminal, and does not take every file name on Windows
+    try:
+        data = np.fromfile(file, np.uint8)
+    except OSError as error:
+        raise MediaError(f"{file} cannot be read: {error.strerror}.") from None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise MediaError(
+            f"{file} is no image that can be read; it may be damaged or of another kind than its name says."
+        )
+    if image.dtype == np.uint16:
+        image = (image / 257 + 0.5).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise MediaError(f"{file} holds {image.dtype} values; expected an image of 8 or 16 bits.")
+    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+
+
+def _read_colour(file: Path) -> np.ndarray:
+    """An image as uint8 (H, W, 3), RGB; alpha is dropped."""
+    image = _decode(file)
+    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., 2::-1])
+
+
+def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 (H, W, 3) arrays to float32 (T, 3, H, W), one frame at a time: the clip exists only once in float."""
+    frames = torch.empty(len(images), 3, *images[0].shape[:2])
+    for frame, image in zip(frames, images, strict=True):
+        torch.div(torch.from_numpy(image).permute(2, 0, 1), 255, out=frame)
+    return frames
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+# --------------------------------------------------------------------------------------------- masks
+
+
+def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
+    """Read one mask, float32 (H, W) in [0, 1], and notes on how it was understood.
+
+    Transparent is the target where an image has transparent pixels (so ComfyUI's mask editor saves it). Otherwise
+    white is: grey levels are kept, label numbers (all values small) and coloured annotations count as 1 where they are
+    not black.
+
+    Raises:
+        MediaError: no readable image.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
+    image = _decode(file)
+    if image.ndim == 3 and image.shape[2] == 4:
+        if image[..., 3].min() < 255:
+            return torch.from_numpy(1 - image[..., 3].astype(np.float32) / 255), []
+        image = image[..., :3]
+    if image.ndim == 3:
+        if (image == image[..., :1]).all():
+            image = image[..., 0]
+        else:
+            note = f"{file.name} is in colour: everything that is not black was taken as the object."
+            return torch.from_numpy(image.any(2).astype(np.float32)), [note]
+    brightest = int(image.max())
+    if 0 < brightest < _DARKEST_WHITE:
+        note = f"{file.name} holds values from 0 to {brightest}: everything above 0 was taken as the object."
+        return torch.from_numpy((image > 0).astype(np.float32)), [note]
+    return torch.from_numpy(image.astype(np.float32) / 255), []
+
+
+def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) -> tuple[Tensor, list[str]]:
+    """Read a mask for every frame, float32 (T, 1, H, W) in [0, 1]: a folder of numbered images, or a video.
+
+    Raises:
+        MediaError: as :func:`read_clip`.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_clip(path, start=start, count=count).frames.mean(1, keepdim=True), []
+    files = image_files(path)[start:][:count]
+    if not files:
+        raise MediaError(f"{path} holds no mask for frame {start}.")
+    masks, notes = zip(*[read_mask(file) for file in files], strict=True)
+    for file, mask in zip(files, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")
+    return torch.stack(masks)[:, None], [note for more in notes[:1] for note in more]
+
+
+# --------------------------------------------------------------------------------------------- writing
+
+
+def check_output(path: str | Path) -> None:
+    """Refuse what :func:`write_clip` could not write, before minutes of work are spent on it.
+
+    Raises:
+        MediaError: a suffix that is no video's, or a name that is taken by something else.
+    """
+    path = Path(path)
+    if path.suffix and not path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise MediaError(
+            f"{path} ends in {path.suffix}; expected a video ({', '.join(VIDEO_SUFFIXES)}) or a folder for PNG images."
+        )
+    if not path.suffix and path.is_file():
+        raise MediaError(f"{path} is a file; expected the name of a video or of a folder.")
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_dir():
+        raise MediaError(f"{path} is a folder, but its name is a video's.")
+
+
+def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> list[str]:
+    """Write a clip to a video file, or losslessly to a folder of PNG images.
+
+    Args:
+        path: a video file by its suffix, else a folder.
+        frames: float32 (T, C, H, W) in [0, 1]; one channel is written as grey.
+        like: where frame rate, file names, colour space and sound come from.
+
+    Returns:
+        Notes: what could not be kept.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
+    path, like = Path(path), like or Clip(frames)
+    check_output(path)
+    try:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rate = like.video.fps if like.video else Fraction(like.fps).limit_denominator(1001)
+            return write_video(path, _to_images(frames), rate, like.video, like.start)
+        path.mkdir(parents=True, exist_ok=True)
+        names = like.names or [f"{like.start + index:05d}" for index in range(len(frames))]
+        for name, image in zip(names, _to_images(frames), strict=True):
+            write_png(path / f"{name}.png", image)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from None
+    return []
+
+
+def write_png(file: Path, image: np.ndarray) -> None:
+    """Write uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA."""
+    order = {2: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[2 if image.ndim == 2 else image.shape[2]]
+    done, data = cv2.imencode(".png", image if order is None else cv2.cvtColor(image, order))
+    if not done:
+        raise MediaError(f"{file} cannot be encoded as PNG.")
+    data.tofile(file)
+
+
+def _to_images(frames: Tensor) -> Iterator[np.ndarray]:
+    """Yield uint8 (H, W, 3), or (H, W) where there is one channel; exact for frames that were read from 8 bits."""
+    for frame in frames:
+        image = (frame.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        yield np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)

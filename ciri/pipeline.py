@@ -1,0 +1,124 @@
+"""One-shot removal as one function, for scripts, the command line and tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ciri.errors import MaskError
+from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks
+from ciri.inpainting.base import Backbone
+from ciri.inpainting.remove import remove
+from ciri.progress import OnStep, ignore, part
+from ciri.propagation.base import MaskTrack, Propagator
+
+#: Share of the progress bar that propagation gets; measured with the classical methods at 432x240.
+_PROPAGATION_SHARE = 0.5
+
+
+@dataclass
+class Removal:
+    """The finished clip and how it came about.
+
+    Attributes:
+        frames: float32 (T, 3, H, W), the clip without the object.
+        masks: the object's masks over the clip.
+        notes: sentences for the person who started it (what was resized, where the target was lost).
+        timings: seconds of each stage.
+    """
+
+    frames: Tensor
+    masks: MaskTrack
+    notes: list[str]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def remove_object(
+    frames: Tensor,
+    first_mask: Tensor | None = None,
+    *,
+    propagator: Propagator | None = None,
+    backbone: Backbone,
+    key_frames: Sequence[int] = (0,),
+    masks: Tensor | None = None,
+    grow: int = 4,
+    feather: int = 3,
+    crop: bool = True,
+    on_step: OnStep = ignore,
+) -> Removal:
+    """Remove an object that was painted on one frame (or on a few) from the whole clip.
+
+    Args:
+        frames: floating (T, 3 | 4, H, W) in [0, 1].
+        first_mask: (H, W), (K, H, W) or (K, 1, H, W) in [0, 1]: the object on the annotated frames.
+        propagator: follows the object through the clip; not needed with ``masks``.
+        backbone: fills what the masks cover.
+        key_frames: the frame number of each annotated mask; negative ones count from the end.
+        masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
+        grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
+        on_step: progress callback over both stages; may raise to stop.
+
+    Raises:
+        ClipError, MaskError: the frames or the masks cannot be used.
+    """
+    frames = check_clip(frames)
+    started = time.perf_counter()
+    if masks is not None:
+        track, share = given_masks(frames, masks), 0.0
+    else:
+        if first_mask is None or propagator is None:
+            raise MaskError("Nothing says what to remove: give a mask and a propagator, or a mask for every frame.")
+        share = _PROPAGATION_SHARE
+        track = propagate(frames, first_mask, propagator, key_frames=key_frames, on_step=part(on_step, 0, share))
+    propagated = time.perf_counter()
+    cleaned = remove(
+        frames, track.probs, backbone, grow=grow, feather=feather, crop=crop, on_step=part(on_step, share, 1)
+    )
+    finished = time.perf_counter()
+    timings = {"propagation": propagated - started, "inpainting": finished - propagated}
+    return Removal(cleaned, track, list(track.notes), timings)
+
+
+def propagate(
+    frames: Tensor,
+    first_mask: Tensor,
+    propagator: Propagator,
+    *,
+    key_frames: Sequence[int] = (0,),
+    on_step: OnStep = ignore,
+) -> MaskTrack:
+    """Follow an object from its annotated masks through the clip.
+
+    Args and errors: as :func:`remove_object`.
+    """
+    frames = check_clip(frames)
+    key_masks, notes = check_masks(first_mask, *frames.shape[2:], what="first mask")
+    check_annotation(key_masks)
+    numbers = check_key_frames(key_frames, len(key_masks), len(frames))
+    track = propagator.propagate(frames, key_masks, numbers, on_step=on_step)
+    lost = track.lost_frames()
+    # a propagator that words this better has done so already
+    if lost and not track.notes:
+        notes.append(
+            f"The object is gone or was lost in {len(lost)} of {len(frames)} frames, first in frame {lost[0]}."
+        )
+    return MaskTrack(track.probs, track.confidence, notes + track.notes)
+
+
+def given_masks(frames: Tensor, masks: Tensor) -> MaskTrack:
+    """Take a mask for every frame from elsewhere; its confidence is 1 where it shows an object and 0 where not.
+
+    Raises:
+        MaskError: another count, size or shape than the clip's, or no object in any frame.
+    """
+    checked, notes = check_masks(masks, *frames.shape[2:], what="masks")
+    if len(checked) != len(frames):
+        raise MaskError(f"There are {len(checked)} masks for {len(frames)} frames; expected one for every frame.")
+    seen = (checked > 0.5).flatten(1).any(1)
+    if not seen.any():
+        raise MaskError("All masks are empty (no pixel above 0.5); paint the object white.")
+    return MaskTrack(checked, seen.to(torch.float32), notes)

@@ -1,0 +1,230 @@
+"""Video files, through PyAV where it is installed and through OpenCV where it is not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ciri.errors import MediaError
+
+try:
+    import av
+    from av.video.reformatter import Colorspace, Interpolation
+except ImportError:  # OpenCV does it then, without sound and with a coarser codec
+    av = None  # type: ignore[assignment]
+
+#: Suffix -> OpenCV's code of the codec that it can always write into such a file.
+_OPENCV_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+VIDEO_SUFFIXES = tuple(_OPENCV_CODECS)
+
+#: Constant rate factor: visually close to lossless, so that what was not touched stays what it was.
+_QUALITY = {"libx264": {"crf": "16", "preset": "medium"}, "libvpx-vp9": {"crf": "20", "b": "0", "cpu-used": "2"}}
+
+_UNSPECIFIED = 2  # FFmpeg's number for "the file does not say"
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a written video takes over from the one that was read.
+
+    Attributes:
+        path: the file, whose sound is copied.
+        fps: frames per second.
+        colour: FFmpeg's numbers for matrix, primaries and transfer.
+    """
+
+    path: Path
+    fps: Fraction
+    colour: tuple[int, int, int] = (_UNSPECIFIED, _UNSPECIFIED, _UNSPECIFIED)
+
+
+def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts]:
+    """Return frames start, start + 1, ... as uint8 (H, W, 3) RGB, upright, and the file's facts.
+
+    Raises:
+        MediaError: no video that can be decoded.
+    """
+    stop = None if count is None else start + count
+    return _read_av(path, start, stop) if av else _read_opencv(path, start, stop)
+
+
+def write_video(
+    path: Path, images: Iterator[np.ndarray], fps: Fraction, source: VideoFacts | None = None, start: int = 0
+) -> list[str]:
+    """Write a video; sides are made even by repeating the last row or column.
+
+    Args:
+        path: the suffix chooses the container.
+        images: uint8 (H, W, 3) RGB or (H, W) grey, at least one.
+        fps: frames per second.
+        source: the video whose colour space and sound are kept.
+        start: number that the first image has in the source.
+
+    Returns:
+        Notes: what had to be changed.
+
+    Raises:
+        MediaError: it cannot be encoded.
+    """
+    first = next(images)
+    height, width = first.shape[:2]
+    even = itertools.chain([_even(first)], map(_even, images))
+    notes = []
+    if height % 2 or width % 2:
+        notes.append(
+            f"{path.name} is {width + width % 2}x{height + height % 2}: video codecs take even sizes only, so the "
+            "last row or column was repeated. Write to a folder to keep the size."
+        )
+    return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even, fps))
+
+
+def _even(image: np.ndarray) -> np.ndarray:
+    image = np.stack([image] * 3, -1) if image.ndim == 2 else image
+    return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+
+
+# --------------------------------------------------------------------------------------------- PyAV
+
+
+def _exact() -> Any:
+    """How colours are converted: swscale's default rounding is off by up to two grey levels."""
+    return Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+
+
+def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
+    images: list[np.ndarray] = []
+    colour = VideoFacts.colour
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError(f"{path} holds no video.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in itertools.islice(container.decode(stream), start, stop):
+                if not images:
+                    colour = (int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc))
+                image = frame.to_ndarray(format="rgb24", interpolation=_exact())
+                # phones store upright video lying on its side
+                images.append(np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))))
+            fps = stream.average_rate or stream.guessed_rate or Fraction(24)
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
+    return images, VideoFacts(path, Fraction(fps), colour)
+
+
+def _write_av(
+    path: Path, images: Iterator[np.ndarray], fps: Fraction, source: VideoFacts | None, start: int
+) -> list[str]:
+    first = next(images)
+    codec = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+    # What the source does not say stays unsaid: both conversions then use the same matrix, and a player that
+    # guesses guesses alike for both.
+    colour = source.colour if source else VideoFacts.colour
+    matrix = _matrix(colour[0])
+    notes: list[str] = []
+    try:
+        with ExitStack() as stack:
+            options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
+            container = stack.enter_context(av.open(str(path), "w", options=options))
+            stream: Any = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
+            stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+            if matrix is not None:
+                context = stream.codec_context
+                context.colorspace, context.color_primaries, context.color_trc = colour
+            sound = _Sound.of(container, source, start, notes, stack)
+            for index, image in enumerate(itertools.chain([first], images)):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, interpolation=_exact())
+                frame.pts, frame.time_base = index, 1 / fps
+                container.mux(stream.encode(frame))
+                if sound:
+                    sound.copy_until((index + 1) / fps)
+            container.mux(stream.encode())
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path} cannot be encoded: {getattr(error, 'strerror', None) or error}.") from None
+    return notes
+
+
+def _matrix(number: int) -> Any:
+    """The colour matrix that a file names, or None where it names none that can be written."""
+    if number == 6:  # SMPTE 170M is BT.601 under another number
+        return Colorspace.ITU601
+    return Colorspace(number) if number in {int(known) for known in Colorspace} else None
+
+
+class _Sound:
+    """Copies the sound of the source, packet by packet, between the frames of the new video."""
+
+    def __init__(self, container: Any, source: Any, stream: Any, offset: Fraction):
+        self.container, self.offset = container, offset
+        self.stream = container.add_stream_from_template(stream)
+        self.packets = (packet for packet in source.demux(stream) if packet.pts is not None)
+        self.waiting = next(self.packets, None)
+
+    @classmethod
+    def of(
+        cls, container: Any, facts: VideoFacts | None, start: int, notes: list[str], stack: ExitStack
+    ) -> _Sound | None:
+        """The sound of a video from its frame ``start`` on; None, and a note, where it cannot be kept."""
+        if facts is None or not facts.path.is_file():
+            return None
+        source = stack.enter_context(av.open(str(facts.path)))
+        if not source.streams.audio:
+            return None
+        stream = source.streams.audio[0]
+        if stream.codec_context.name not in container.supported_codecs:
+            notes.append(
+                f"The sound was left out: a {container.format.name} file cannot hold {stream.codec_context.name}."
+            )
+            return None
+        return cls(container, source, stream, Fraction(start) / facts.fps)
+
+    def copy_until(self, seconds: Fraction) -> None:
+        """Copy what is heard before this moment of the new video."""
+        while self.waiting is not None and self.waiting.pts * self.waiting.time_base - self.offset < seconds:
+            packet = self.waiting
+            shift = int(self.offset / packet.time_base)
+            if packet.pts >= shift:
+                packet.pts, packet.dts = packet.pts - shift, (packet.dts or packet.pts) - shift
+                packet.stream = self.stream
+                self.container.mux(packet)
+            self.waiting = next(self.packets, None)
+
+
+# --------------------------------------------------------------------------------------------- OpenCV
+
+
+def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise MediaError(f"{path} is no video that can be read.")
+        images, index = [], 0
+        while (stop is None or index < stop) and capture.grab():
+            if index >= start:
+                images.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+            index += 1
+        fps = capture.get(cv2.CAP_PROP_FPS) or 24.0
+    finally:
+        capture.release()
+    return images, VideoFacts(path, Fraction(fps).limit_denominator(1001))
+
+
+def _write_opencv(path: Path, images: Iterator[np.ndarray], fps: Fraction) -> list[str]:
+    first = next(images)
+    codec = _OPENCV_CODECS[path.suffix.lower()]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
+    if not writer.isOpened():
+        raise MediaError(f"{path} cannot be written with OpenCV; install PyAV (pip install av) or write to a folder.")
+    for image in itertools.chain([first], images):
+        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return [f"{path.name} was written without PyAV: no sound, and a coarser codec ({codec})."]
