@@ -15,6 +15,8 @@ from ciri.propagation.base import Propagator
 def _flow(**options: Any) -> Propagator:
     from ciri.propagation.flow import FlowPropagator
 
+    # classical: it has no weights and works where the clip is
+    options.pop("device", None)
     return FlowPropagator(**options)
 
 
@@ -33,7 +35,7 @@ def build(name: str, **options: Any) -> Propagator:
 
     Args:
         name: one of :func:`names`.
-        options: keyword arguments of that propagator's constructor.
+        options: ``device`` for any propagator; the others as that propagator's constructor takes them.
 
     Raises:
         CiriError: an unknown name (the message lists the known ones) or an option that it does not have.
