@@ -1,0 +1,57 @@
+"""How much to believe of a predicted mask, and whether the clip was cut.
+
+Dimensions: k objects, h w pixels, gh gw cells of the memory's grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: A pixel that may be target although the mask leaves it out.
+POSSIBLE = 0.1
+
+#: Mean difference of neighbouring thumbnails (grey, local contrast removed by pooling) that can be a cut, ...
+CUT_DIFFERENCE = 0.08
+#: ... if it is also this many times what is usual in the clip.
+CUT_RATIO = 4.0
+
+
+def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
+    """Return float32 (k,) in [0, 1]: certainty of the mask times how well memory explains the target's cells.
+
+    0 where no pixel exceeds 0.5. Certainty is the mean of |2 P - 1| over the pixels that may be target (P > 0.1), a
+    pixel's width of soft edge aside: small targets are all edge and would never be certain.
+
+    Args:
+        probs: float32 (k, 1, h, w).
+        explained: float32 (k, 1, gh, gw) in [0, 1], see :class:`ciri.propagation.memory.Attention`.
+    """
+    # the strongest pixel in reach stands for an edge pixel
+    peak = F.max_pool2d(probs, 3, stride=1, padding=1)
+    possible = (probs > POSSIBLE).float()
+    certainty = _mean(2 * peak.sub(0.5).abs(), possible)
+    cells = F.adaptive_avg_pool2d((probs > 0.5).float(), explained.shape[-2:])
+    known = _mean(explained, cells)
+    present = (probs > 0.5).flatten(1).any(1)
+    return torch.where(present, certainty * known, torch.zeros_like(known))
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over all but the first dimension; 0 where there is no weight."""
+    return (values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
+
+
+def find_cuts(frames: Tensor) -> list[int]:
+    """Return the frames that begin a new shot: their thumbnail differs from the one before far more than is usual.
+
+    Args:
+        frames: float32 (T, 3, H, W) in [0, 1].
+    """
+    if len(frames) < 3:
+        return []
+    small = torch.stack([F.adaptive_avg_pool2d(frame.mean(0, keepdim=True), (12, 16)) for frame in frames])
+    difference = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
+    usual = difference.median()
+    return [int(i) + 1 for i in torch.nonzero((difference > CUT_DIFFERENCE) & (difference > CUT_RATIO * usual))]

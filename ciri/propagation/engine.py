@@ -1,0 +1,258 @@
+"""Propagation with a space-time memory network, for any such network.
+
+From every annotated frame masks travel in both directions; between two annotated frames the two answers are blended.
+A frame asks the memory (annotated frames, every n-th frame, the last one) where it has seen what it sees.
+
+Dimensions: T frames, k objects, H W the caller's pixels, h w the network's, gh gw its coarsest grid.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ciri.errors import MaskError, OutOfMemoryError
+from ciri.progress import OnStep, ignore
+from ciri.propagation.base import LOST_BELOW, MaskTrack
+from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
+from ciri.propagation.confidence import find_cuts
+from ciri.propagation.network import MemoryNetwork
+from ciri.propagation.precision import choose_dtype, fingerprint, inference_copy
+from ciri.propagation.tracking import DirectedPass, MemoryPolicy, Prediction
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a person painted: object ``object`` (0, 1, ...) covers ``mask`` (1, H, W) in frame ``frame``."""
+
+    frame: int
+    object: int
+    mask: Tensor
+
+
+@dataclass
+class ObjectTracks:
+    """Masks of several objects: ``probs`` float32 (T, k, H, W), ``confidence`` float32 (T, k), and notes."""
+
+    probs: Tensor
+    confidence: Tensor
+    notes: list[str]
+
+
+class MemoryPropagator:
+    """A :class:`ciri.propagation.base.Propagator` around a :class:`MemoryNetwork`.
+
+    Args:
+        network: the network; it is never changed here. Its float32 weights may be tuned between calls.
+        device: where to compute; None: where the network is.
+        precision: "auto", "fp32", "bf16" or "fp16"; auto measures the processor.
+        memory_every: every n-th frame enters the memory.
+        include_last: the previous frame is in the memory too (one more value encoding a frame).
+        memory_budget: how many frames besides the annotated ones the memory holds; see :class:`Memory`.
+        short_side: longer frames are scaled down to this many pixels on the shorter side; None: never.
+        crop_decoding: decode only around where memory says that the target can be.
+        store_above: frames of less confidence do not enter the memory, and 0 confidence empties the mask; None: all
+            frames enter, and masks stay as the network gave them (the published procedure).
+        directions: which ways to go from an annotated frame, of "forward" and "backward".
+        cache_bytes: how much to keep of frame features between calls.
+        batch: frames encoded at once; None: 1 on the CPU (more brings nothing there), 4 elsewhere.
+    """
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        memory_every: int = 5,
+        include_last: bool = True,
+        memory_budget: int = 32,
+        short_side: int | None = 480,
+        crop_decoding: bool = True,
+        store_above: float | None = LOST_BELOW,
+        directions: Sequence[str] = ("forward", "backward"),
+        cache_bytes: int = 256 << 20,
+        batch: int | None = None,
+    ) -> None:
+        self.network = network
+        self.name = network.name
+        self.device = torch.device(device) if device is not None else None
+        self.precision = precision
+        self.short_side = short_side
+        self.directions = tuple(directions)
+        self.batch = batch
+        self.policy = MemoryPolicy(max(1, memory_every), include_last, memory_budget, crop_decoding, store_above)
+        self._cache = FeatureCache(cache_bytes)
+        self._twin: tuple[object, MemoryNetwork] | None = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> MemoryPropagator:
+        """A copy for refinement: its own weights, and nothing that was derived from the old ones."""
+        twin = copy.copy(self)
+        twin.network = copy.deepcopy(self.network, memo)
+        twin._cache = copy.deepcopy(self._cache)
+        twin._twin = None
+        return twin
+
+    def parameters_to_refine(self) -> Iterable[nn.Parameter]:
+        """See :meth:`ciri.propagation.base.Propagator.parameters_to_refine`."""
+        return self.network.parameters_to_refine()
+
+    def propagate(
+        self, frames: Tensor, key_masks: Tensor, key_frames: Sequence[int], *, on_step: OnStep = ignore
+    ) -> MaskTrack:
+        """See :meth:`ciri.propagation.base.Propagator.propagate`."""
+        annotations = [Annotation(t, 0, mask) for t, mask in zip(key_frames, key_masks, strict=True)]
+        tracks = self.propagate_objects(frames, annotations, on_step=on_step)
+        return MaskTrack(tracks.probs, tracks.confidence[:, 0], tracks.notes)
+
+    # Leaving inference mode makes what is cached usable by a later call that is not under it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def propagate_objects(
+        self, frames: Tensor, annotations: Sequence[Annotation], *, on_step: OnStep = ignore
+    ) -> ObjectTracks:
+        """Track several objects at once; each may be annotated on any frames.
+
+        Args:
+            frames: float32 (T, 3, H, W) in [0, 1].
+            annotations: at least one; objects are numbered from 0 without a gap. Where several objects are annotated
+                on one frame, masks are softly aggregated there.
+            on_step: progress callback, once a predicted frame; may raise to stop.
+
+        Returns:
+            Tracks on the device of ``frames``; a frame before an object's first annotation is empty for it unless
+            masks travel backward.
+
+        Raises:
+            MaskError: no annotation, or objects are numbered with gaps.
+            OutOfMemoryError: memory ran out; the message names the knobs.
+        """
+        annotated, objects = _by_frame(annotations)
+        try:
+            return self._track(frames, annotated, objects, on_step)
+        except torch.OutOfMemoryError as error:
+            self._cache.clear()
+            raise OutOfMemoryError(
+                f"Memory ran out while {self.name} followed the mask through {frames.shape[3]}x{frames.shape[2]} frames. "
+                f"Lower the working size (now {self.short_side}) or the memory budget (now {self.policy.budget})."
+            ) from error
+
+    def _track(
+        self, frames: Tensor, annotated: dict[int, dict[int, Tensor]], objects: int, on_step: OnStep
+    ) -> ObjectTracks:
+        length, _, height, width = frames.shape
+        network, weights, device = self._ready()
+        self._cache.new_call()
+        batch = self.batch or (1 if device.type == "cpu" else 4)
+        geometry = Geometry(height, width, network.stride, self.short_side)
+        clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, batch=batch)
+        blend = _Blend(length, objects, (height, width), frames.device, annotated)
+        passes = [self._directed(network, clip, annotated, step) for step in self._steps()]
+        total, done = sum(p.length for p in passes), 0
+        for one in passes:
+            for prediction in one.run():
+                blend.add(prediction, geometry)
+                done += 1
+                on_step(done, total)
+        return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend, annotated))
+
+    def _steps(self) -> list[int]:
+        return [{"forward": 1, "backward": -1}[d] for d in self.directions]
+
+    def _directed(
+        self, network: MemoryNetwork, clip: EncodedClip, annotated: dict[int, dict[int, Tensor]], step: int
+    ) -> DirectedPass:
+        return DirectedPass(network, clip, annotated, step, self.policy)
+
+    def _ready(self) -> tuple[MemoryNetwork, object, torch.device]:
+        """The network as it runs (device, type), a name for its weights, and the device."""
+        assert isinstance(self.network, nn.Module)
+        home = next(self.network.parameters()).device
+        device = self.device or home
+        dtype = choose_dtype(self.precision, device)
+        weights = (fingerprint(self.network), dtype, device)
+        if self._twin is None or self._twin[0] != weights:
+            self._twin = None
+            self._twin = (weights, inference_copy(self.network, device, dtype))
+        return self._twin[1], weights, device
+
+    def _notes(self, frames: Tensor, blend: _Blend, annotated: dict[int, dict[int, Tensor]]) -> list[str]:
+        notes = []
+        cuts = find_cuts(frames)
+        if cuts:
+            notes.append(f"New shots seem to begin at frames {_listed(cuts)}: check the masks after them.")
+        if self.policy.store_above is not None:
+            for o in range(blend.confidence.shape[1]):
+                lost = torch.nonzero(blend.confidence[:, o] < LOST_BELOW).flatten().tolist()
+                if lost:
+                    which = "The target" if blend.confidence.shape[1] == 1 else f"Object {o}"
+                    notes.append(
+                        f"{which} is gone or lost in frames {_listed(lost)}; annotate one of them if it is there."
+                    )
+        return notes
+
+
+class _Blend:
+    """Collects predictions: the first for a frame is taken, a second one from the other side is blended in."""
+
+    def __init__(
+        self,
+        length: int,
+        objects: int,
+        size: tuple[int, int],
+        device: torch.device,
+        annotated: dict[int, dict[int, Tensor]],
+    ) -> None:
+        self.probs = torch.zeros(length, objects, *size, device=device)
+        self.confidence = torch.zeros(length, objects, device=device)
+        self._weight = torch.zeros(length, objects)
+        for t, masks in annotated.items():
+            for o, mask in masks.items():
+                self.probs[t, o] = mask[0].to(self.probs)
+                self.confidence[t, o] = 1
+                self._weight[t, o] = float("inf")
+
+    def add(self, prediction: Prediction, geometry: Geometry) -> None:
+        """Add one frame's prediction; annotated objects keep the annotation.
+
+        The nearer an annotation and the surer the prediction, the more it weighs.
+        """
+        t = prediction.frame
+        probs = geometry.masks_out(prediction.probs).to(self.probs)[:, 0]
+        for i, o in enumerate(prediction.objects):
+            old = float(self._weight[t, o])
+            if old == float("inf"):
+                continue
+            sure = float(prediction.confidence[i])
+            new = max(sure, 1e-3) / prediction.distance[i]
+            share = new / (old + new)
+            self.probs[t, o].lerp_(probs[i], share)
+            self.confidence[t, o] = torch.lerp(self.confidence[t, o], self.confidence.new_tensor(sure), share)
+            self._weight[t, o] = old + new
+
+
+def _by_frame(annotations: Sequence[Annotation]) -> tuple[dict[int, dict[int, Tensor]], int]:
+    """Group by frame, in time; and count the objects."""
+    seen = sorted({a.object for a in annotations})
+    if not seen or seen != list(range(len(seen))):
+        raise MaskError(f"Objects {seen} are annotated; expected at least one, numbered 0, 1, ... without a gap.")
+    frames: dict[int, dict[int, Tensor]] = {}
+    for a in sorted(annotations, key=lambda a: (a.frame, a.object)):
+        frames.setdefault(a.frame, {})[a.object] = a.mask
+    return frames, len(seen)
+
+
+def _listed(frames: Sequence[int]) -> str:
+    """3, 4, 5, 9 -> "3-5, 9"; long lists end in "..."."""
+    runs: list[list[int]] = []
+    for t in frames:
+        if runs and t == runs[-1][1] + 1:
+            runs[-1][1] = t
+        else:
+            runs.append([t, t])
+    text = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:8]]
+    return ", ".join(text) + (", ..." if len(runs) > 8 else "")

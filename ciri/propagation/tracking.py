@@ -1,0 +1,271 @@
+"""One pass over a clip in one direction: read the memory, decode, aggregate, store.
+
+Dimensions: k objects, h w the network's pixels, gh gw cells of its coarsest grid (q = gh gw positions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciri.propagation.clip import EncodedClip
+from ciri.propagation.confidence import mask_confidence
+from ciri.propagation.memory import Memory, to_map, to_rows
+from ciri.propagation.network import FrameFeatures, MemoryNetwork
+
+#: Cells whose expected share of target is below this are not decoded.
+PRIOR_THRESHOLD = 0.02
+
+#: A part of the frame is decoded if it saves at least this share of the cells.
+WORTH_CROPPING = 0.2
+
+
+@dataclass(frozen=True)
+class MemoryPolicy:
+    """What enters the memory and how much of a frame is decoded; see :class:`ciri.propagation.engine.MemoryPropagator`."""
+
+    every: int = 5
+    include_last: bool = True
+    budget: int = 32
+    crop_decoding: bool = True
+    store_above: float | None = None
+
+
+@dataclass
+class Prediction:
+    """Masks of one frame.
+
+    Attributes:
+        frame: its index.
+        objects: which objects ``probs`` shows, k numbers.
+        probs: float32 (k, 1, h, w).
+        confidence: float32 (k,) in [0, 1].
+        distance: per object, frames from the last annotation that was passed; at least 1.
+    """
+
+    frame: int
+    objects: list[int]
+    probs: Tensor
+    confidence: Tensor
+    distance: list[int]
+
+
+def aggregate(probs: Tensor) -> Tensor:
+    """Soft aggregation: make the probabilities of k objects and the background sum to 1.
+
+    The background's is the product of (1 - p); the results are softmax over the log odds of all k + 1 (Cheng et al.
+    2021). For one object that is sigmoid(2 logit(p)).
+
+    Args:
+        probs: float32 (k, ...), each object's own.
+
+    Returns:
+        float32 (k, ...), without the background.
+    """
+    everything = torch.cat([(1 - probs).prod(0, keepdim=True), probs]).clamp(1e-7, 1 - 1e-7)
+    odds = everything / (1 - everything)
+    return odds[1:] / odds.sum(0, keepdim=True)
+
+
+@dataclass
+class _Cohort:
+    """Objects that were first annotated on the same frame: they share what is remembered."""
+
+    objects: list[int]
+    memory: Memory = field(repr=False)
+
+
+class DirectedPass:
+    """Carries masks from each annotated frame to the next, and from the last to the clip's end.
+
+    Args:
+        network: on the device and in the type to compute in.
+        clip: the frames.
+        annotated: frame -> object -> mask (1, H, W).
+        step: 1 forward in time, -1 backward.
+        policy: what to remember.
+    """
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        clip: EncodedClip,
+        annotated: Mapping[int, Mapping[int, Tensor]],
+        step: int,
+        policy: MemoryPolicy,
+    ) -> None:
+        self.network, self.clip, self.annotated, self.policy = network, clip, annotated, policy
+        first = min(annotated) if step > 0 else max(annotated)
+        self._order = list(range(first, len(clip.frames)) if step > 0 else range(first, -1, -1))
+        self._cohorts: list[_Cohort] = []
+        self._passed: dict[int, int] = {}
+        self._stored = 0
+
+    @property
+    def length(self) -> int:
+        """How many frames :meth:`run` yields."""
+        return len(self._order)
+
+    def run(self) -> Iterator[Prediction]:
+        """Yield every frame of the pass, in its order."""
+        known_from_start = self._remember_all_annotations()
+        for i, t in enumerate(self._order):
+            upcoming = self._order[i + 1 :]
+            features = self.clip.features(t, upcoming)
+            predicted = self._predict(t, features) if self._predictable(t) else None
+            if t in self.annotated:
+                planes = self._annotate(t, predicted)
+                self._stored = i
+                if not known_from_start:
+                    self._remember(t, features, planes, annotated=True)
+                yield self._given(t, planes, predicted)
+            else:
+                assert predicted is not None
+                if upcoming:
+                    self._store_if_due(i, predicted, features)
+                yield predicted
+
+    # ------------------------------------------------------------------------------------------ annotations
+
+    def _objects(self) -> list[int]:
+        return [o for cohort in self._cohorts for o in cohort.objects]
+
+    def _predictable(self, t: int) -> bool:
+        """Whether somebody needs the prediction: no object is followed yet, or all are annotated here, says no."""
+        return bool(set(self._passed) - set(self.annotated.get(t, ())))
+
+    def _remember_all_annotations(self) -> bool:
+        """Where every annotated frame shows every object, all of them are evidence from the first frame on."""
+        everyone = {o for masks in self.annotated.values() for o in masks}
+        if any(set(masks) != everyone for masks in self.annotated.values()):
+            return False
+        self._cohorts = [_Cohort(sorted(everyone), Memory(self.policy.budget))]
+        for t, masks in self.annotated.items():
+            planes = aggregate(self._masks_in([masks[o] for o in sorted(everyone)]))
+            self._remember(t, self.clip.features(t), planes, annotated=True)
+        return True
+
+    def _annotate(self, t: int, predicted: Prediction | None) -> Tensor:
+        """Begin new objects, and return (k, 1, h, w): what is known here of all that are followed, aggregated.
+
+        Where something was annotated, it replaces what the others were predicted to be.
+        """
+        given = self.annotated[t]
+        fresh = [o for o in given if o not in self._objects()]
+        if fresh:
+            self._cohorts.append(_Cohort(fresh, Memory(self.policy.budget)))
+        self._passed.update(dict.fromkeys(given, t))
+        objects = self._objects()
+        masks = self._masks_in(list(given.values()))
+        planes = masks.new_zeros(len(objects), *masks.shape[1:])
+        if predicted is not None:
+            for o, probs in zip(predicted.objects, predicted.probs, strict=True):
+                planes[objects.index(o)] = probs
+        planes[:, masks.sum(0) > 0.5] = 0
+        for o, mask in zip(given, masks, strict=True):
+            planes[objects.index(o)] = mask
+        return aggregate(planes)
+
+    def _given(self, t: int, planes: Tensor, predicted: Prediction | None) -> Prediction:
+        objects = self._objects()
+        sure = planes.new_ones(len(objects))
+        if predicted is not None:
+            for o, value in zip(predicted.objects, predicted.confidence, strict=True):
+                if o not in self.annotated[t]:
+                    sure[objects.index(o)] = value
+        return Prediction(t, objects, planes, sure, self._distances(t, objects))
+
+    def _masks_in(self, masks: Sequence[Tensor]) -> Tensor:
+        return self.clip.geometry.masks_in(torch.stack(list(masks)).to(self.clip.device, torch.float32))
+
+    def _distances(self, t: int, objects: Sequence[int]) -> list[int]:
+        return [max(1, abs(t - self._passed[o])) for o in objects]
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    def _store_if_due(self, i: int, predicted: Prediction, features: FrameFeatures) -> None:
+        """Store every n-th frame since the last store, else the frame as the temporary last one."""
+        due = i - self._stored >= self.policy.every
+        if not (due or self.policy.include_last):
+            return
+        if self.policy.store_above is not None and bool((predicted.confidence < self.policy.store_above).any()):
+            return
+        if due:
+            self._stored = i
+        self._remember(predicted.frame, features, predicted.probs, temporary=not due)
+
+    def _remember(self, t: int, features: FrameFeatures, probs: Tensor, **kind: bool) -> None:
+        """Encode the values of everything that is followed and store them; probs is (k, 1, h, w), aggregated."""
+        values = self.network.encode_value(self.clip.frame(t), features, probs, probs.sum(0, keepdim=True) - probs)
+        keys = to_rows(features.key)[0]
+        shares = to_rows(F.adaptive_avg_pool2d(probs, features.key.shape[-2:]))
+        start = 0
+        for cohort in self._cohorts:
+            part = slice(start, start + len(cohort.objects))
+            cohort.memory.append(t, keys, to_rows(values[part]), shares[part], **kind)
+            start = part.stop
+
+    # ------------------------------------------------------------------------------------------ prediction
+
+    def _predict(self, t: int, features: FrameFeatures) -> Prediction:
+        query = to_rows(features.key)[0]
+        grid = features.key.shape[-2:]
+        readouts, shares, explained = [], [], []
+        for cohort in self._cohorts:
+            attention = cohort.memory.attend(query, self.network.top_k)
+            readouts.append(to_map(cohort.memory.gather(attention), *grid))
+            shares.append(to_map(cohort.memory.gather_masks(attention), *grid))
+            explained.append(attention.explained.view(1, 1, *grid).expand(len(cohort.objects), -1, -1, -1))
+        probs = aggregate(self._decode(torch.cat(readouts), torch.cat(shares), features))
+        confidence = mask_confidence(probs, torch.cat(explained))
+        if self.policy.store_above is not None:
+            # a target that no pixel shows is not shown faintly either
+            probs = probs * (confidence > 0).view(-1, 1, 1, 1)
+        objects = self._objects()
+        return Prediction(t, objects, probs, confidence, self._distances(t, objects))
+
+    def _decode(self, readout: Tensor, shares: Tensor, features: FrameFeatures) -> Tensor:
+        """Return (k, 1, h, w), each object's own probability, before aggregation."""
+        grid = (int(readout.shape[-2]), int(readout.shape[-1]))
+        margin = self.network.decode_margin
+        if not self.policy.crop_decoding or margin is None:
+            return self.network.decode(readout, features).sigmoid()
+        stride = self.network.stride
+        probs = readout.new_zeros(len(readout), 1, grid[0] * stride, grid[1] * stride, dtype=torch.float32)
+        inside = _box((shares > PRIOR_THRESHOLD).flatten(0, 1).any(0))
+        if inside is None:
+            return probs
+        inside = _grow(inside, 1, grid)
+        around = _grow(inside, margin, grid)
+        if (around[2] - around[0]) * (around[3] - around[1]) > (1 - WORTH_CROPPING) * grid[0] * grid[1]:
+            return self.network.decode(readout, features).sigmoid()
+        top, left, bottom, right = around
+        logits = self.network.decode(readout[..., top:bottom, left:right], features.crop(*around))
+        rows = slice(stride * inside[0], stride * inside[2])
+        columns = slice(stride * inside[1], stride * inside[3])
+        probs[..., rows, columns] = logits[
+            ...,
+            rows.start - stride * top : rows.stop - stride * top,
+            columns.start - stride * left : columns.stop - stride * left,
+        ].sigmoid()
+        return probs
+
+
+Box = tuple[int, int, int, int]
+
+
+def _box(cells: Tensor) -> Box | None:
+    """Top, left, bottom, right (half open) of the true cells of (gh, gw); None if there is none."""
+    rows, columns = torch.nonzero(cells.any(1)).flatten(), torch.nonzero(cells.any(0)).flatten()
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _grow(box: Box, cells: int, grid: tuple[int, int]) -> Box:
+    top, left, bottom, right = box
+    return max(0, top - cells), max(0, left - cells), min(grid[0], bottom + cells), min(grid[1], right + cells)
