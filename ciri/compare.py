@@ -42,7 +42,7 @@ def overlay(
     Returns:
         float32 (T, 3, H, W); where a mask is 0 and no outline runs, the input pixel bit for bit.
     """
-    paint = torch.tensor(colour, device=frames.device)[:, None, None]
+    paint = torch.tensor(colour, dtype=frames.dtype, device=frames.device)[:, None, None]
     result = torch.empty_like(frames)
     # frame by frame: the intermediate results of a whole clip would cost several times its memory
     for index, (frame, mask) in enumerate(zip(frames, masks.to(frames.device), strict=True)):

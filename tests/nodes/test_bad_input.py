@@ -1,0 +1,131 @@
+"""Odd input works, bad input is answered in words (design: "when something is wrong")."""
+
+import traceback
+
+import pytest
+import torch
+
+from ciri.errors import CiriError
+from tests.nodes.models import Grey, Hold
+from tests.nodes.test_behaviour import clip, disc
+
+
+def propagate(run, images=None, mask=None, **more):
+    images = clip() if images is None else images
+    mask = disc()[None] if mask is None else mask
+    return run("CIRI_PropagateMask", images=images, first_mask=mask, propagator=Hold(), **more)
+
+
+def inpaint(run, images=None, mask=None):
+    images = clip() if images is None else images
+    mask = disc()[None] if mask is None else mask
+    return run("CIRI_InactivationInpaint", images=images, inactivation=mask, backbone=Grey())
+
+
+@pytest.mark.parametrize("node", [propagate, inpaint])
+@pytest.mark.parametrize(
+    "images",
+    [
+        pytest.param(clip(frames=1), id="one frame"),
+        pytest.param(clip(height=37, width=53), id="37x53"),
+        pytest.param(clip(channels=4), id="RGBA"),
+        pytest.param(clip().half(), id="half precision"),
+        pytest.param(clip() * 3 - 1, id="values outside [0, 1]"),
+        pytest.param(clip().movedim(-1, 1).contiguous().movedim(1, -1), id="strided"),
+    ],
+)
+def test_odd_clips_work(run, node, images):
+    count, height, width = images.shape[:3]
+    output = node(run, images, disc(height, width)[None])
+    pictures = output.args[-1] if node is propagate else output.args[0]
+    assert pictures.shape == (count, height, width, 3) and pictures.dtype == torch.float32
+    assert 0 <= pictures.min() and pictures.max() <= 1
+    corner = images[0, 0, 0, :3].float().clamp(0, 1)
+    assert torch.equal(pictures[0, 0, 0], corner)
+
+
+@pytest.mark.parametrize("node", [propagate, inpaint])
+def test_a_mask_without_batch_works(run, node):
+    whole, flat = node(run, mask=disc()[None]), node(run, mask=disc())
+    assert torch.equal(whole.args[0], flat.args[0])
+
+
+def _nan_clip():
+    images = clip()
+    images[2, 3, 3, 0] = float("nan")
+    return images
+
+
+BAD = {
+    "mask of an image without alpha": ({"mask": torch.zeros(1, 64, 64)}, "LoadImage gives for an image"),
+    "empty mask": ({"mask": torch.zeros(1, 40, 64)}, r"first mask is empty .*MaskEditor"),
+    "full mask": ({"mask": torch.ones(1, 40, 64)}, "covers the whole frame"),
+    "mask of another shape": ({"mask": disc(40, 40)[None]}, "40x40 but the frames are 64x40"),
+    "a mask for every frame": ({"mask": disc().repeat(4, 1, 1)}, "first_mask holds 4 masks.*Inactivation inpaint"),
+    "not a number": ({"images": _nan_clip()}, "Frame 2 holds values that are not numbers"),
+    "one picture without batch": ({"images": clip()[0]}, r"The clip has shape \(40, 64, 3\)"),
+    "two channels": ({"images": clip(channels=2)}, "3 or 4 channels"),
+    "frame outside": ({"painted_frame": 4}, "Frame number 4 is outside the clip; it has frames 0 to 3"),
+    "key mask without a number": ({"key_masks": disc()[None]}, "2 annotated masks but 1 frame numbers"),
+    "number without a key mask": ({"key_frames": "1"}, "1 annotated masks but 2 frame numbers"),
+    "a frame painted twice": ({"key_masks": disc()[None], "key_frames": "0"}, "each frame can be annotated once"),
+    "empty key mask": ({"key_masks": torch.zeros(1, 40, 64), "key_frames": "1"}, "key mask is empty"),
+    "words as key frames": ({"key_masks": disc()[None], "key_frames": "one"}, "key_frames is 'one'; expected frame"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_propagate_answers_bad_input_in_words(run, case):
+    inputs, message = BAD[case]
+    with pytest.raises(CiriError, match=message):
+        propagate(run, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"mask": torch.zeros(4, 64, 64)}, "LoadImage gives for an image"),
+        ({"mask": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
+        ({"mask": disc(40, 40)[None]}, "aspect ratios differ"),
+        ({"mask": disc()[None] * float("nan")}, "inactivation mask holds values that are not numbers"),
+        ({"images": _nan_clip()}, "Frame 2"),
+    ],
+)
+def test_inpaint_answers_bad_input_in_words(run, inputs, message):
+    with pytest.raises(CiriError, match=message):
+        inpaint(run, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"second": clip(frames=3)}, "4 and 3 frames"),
+        ({"second": clip(height=64)}, "aspect ratios differ"),
+        ({"second": _nan_clip()}, "Frame 2"),
+        ({"mode": "diagonal"}, "'diagonal'; expected one of side by side"),
+    ],
+)
+def test_compare_answers_bad_input_in_words(run, inputs, message):
+    with pytest.raises(CiriError, match=message):
+        run("CIRI_CompareVideo", **{"first": clip(), "second": clip(), **inputs})
+
+
+def test_overlay_refuses_an_unknown_colour(run):
+    with pytest.raises(CiriError, match="The colour is 'teal'; expected one of red, green"):
+        run("CIRI_MaskOverlay", images=clip(), masks=disc(), colour="teal")
+
+
+def test_errors_carry_no_frames_of_the_library(run):
+    """ComfyUI logs the traceback of every failure: of ours, only the node shows."""
+    with pytest.raises(CiriError) as caught:
+        propagate(run, mask=torch.zeros(1, 40, 64))
+    frames = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert not any("/ciri/" in name for name in frames)
+    assert caught.value.__suppress_context__
+
+
+def test_the_server_refuses_bad_key_frames_before_running(nodes):
+    cls = nodes["CIRI_PropagateMask"]
+    assert cls.validate_inputs(key_frames="0, 24,57") is True
+    assert cls.validate_inputs(key_frames=None) is True
+    assert "expected frame numbers" in cls.validate_inputs(key_frames="24.5")

@@ -1,0 +1,182 @@
+"""What the nodes hand on, with models whose answer is known."""
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ciri.compare import MODES, overlay
+from tests.nodes.models import Grey, Hold
+
+
+def clip(frames=4, height=40, width=64, channels=3, seed=0):
+    return torch.rand((frames, height, width, channels), generator=torch.Generator().manual_seed(seed))
+
+
+def disc(height=40, width=64, radius=9):
+    y, x = np.mgrid[:height, :width]
+    return torch.from_numpy(((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).astype(np.float32))
+
+
+def shown_video(output):
+    """Frames of the video that a node shows inside itself."""
+    import folder_paths
+
+    (saved,) = output.ui.as_dict()["images"]
+    assert saved["type"] == "temp" and output.ui.as_dict()["animated"] == (True,)
+    with av.open(f"{folder_paths.get_temp_directory()}/{saved['subfolder']}/{saved['filename']}") as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+# ------------------------------------------------------------------------------------------------ propagate
+
+
+def test_propagate_returns_masks_report_confidence_and_overlay(run):
+    images, mask = clip(), disc()
+    output = run("CIRI_PropagateMask", images=images, first_mask=mask[None], propagator=Hold())
+    masks, report, confidence, tinted = output.args
+    assert torch.equal(masks, mask.expand(4, -1, -1)) and masks.dtype == torch.float32
+    assert confidence == pytest.approx([1.0, 0.9, 0.8, 0.7])
+    assert "hold: 4 frames, mean confidence 0.85, lowest 0.70 at frame 3" in report
+    assert "Never lost." in report and "The mask was held." in report
+    expected = overlay(images.movedim(-1, 1), masks[:, None]).movedim(1, -1)
+    assert torch.equal(tinted, expected)
+    video = shown_video(output)
+    assert video.shape == (4, 40, 64, 3)
+    # noise is the worst input for the codec: the mean colour of the tinted disc survives all the same
+    assert np.abs(video[0][mask > 0].mean(0) / 255 - tinted[0][mask > 0].mean(0).numpy()).max() < 0.06
+
+
+def test_propagate_names_the_frames_where_the_target_was_lost(run):
+    output = run("CIRI_PropagateMask", images=clip(frames=12), first_mask=disc()[None], propagator=Hold())
+    assert "Gone or lost in frames 8-11" in output.args[1]
+
+
+def test_propagate_passes_key_masks_with_their_frames(run):
+    propagator, corrections = Hold(), torch.stack([disc(radius=5), disc(radius=7)])
+    run(
+        "CIRI_PropagateMask",
+        images=clip(frames=6),
+        first_mask=disc()[None],
+        propagator=propagator,
+        painted_frame=-1,
+        key_masks=corrections,
+        key_frames="0; 2",
+    )
+    frames, masks, numbers = propagator.calls[0]
+    assert frames.shape == (6, 3, 40, 64) and numbers == [5, 0, 2]
+    assert torch.equal(masks[:, 0], torch.cat([disc()[None], corrections]))
+
+
+def test_propagate_resizes_a_mask_of_the_same_shape_and_says_so(run):
+    small = disc(20, 32, 5)
+    output = run("CIRI_PropagateMask", images=clip(), first_mask=small[None], propagator=Hold())
+    assert output.args[0].shape == (4, 40, 64)
+    assert "resized from 32x20 to 64x40" in output.args[1]
+
+
+# ------------------------------------------------------------------------------------------------ inpaint
+
+
+def test_inpaint_fills_the_mask_and_keeps_every_other_pixel(run):
+    images, mask = clip(), disc()
+    masks = mask.repeat(4, 1, 1)
+    masks[2] = 0  # the target is gone there
+    output = run(
+        "CIRI_InactivationInpaint", images=images, inactivation=masks, backbone=Grey(), grow=0, feather=0, crop=True
+    )
+    result, report = output.args
+    expected = torch.where(masks[..., None] > 0, torch.tensor(0.5), images)
+    assert torch.equal(result, expected)
+    assert "grey: filled 3 of 4 frames of 64x40" in report and "1 frames have an empty mask" in report
+
+
+def test_inpaint_uses_a_single_mask_for_all_frames_and_says_so(run):
+    output = run("CIRI_InactivationInpaint", images=clip(), inactivation=disc(), backbone=Grey(), grow=0, feather=0)
+    assert torch.equal(output.args[0][3][disc() > 0], torch.full((int(disc().sum()), 3), 0.5))
+    assert "used for all 4 frames" in output.args[1]
+
+
+def test_inpaint_returns_the_clip_when_nothing_is_masked(run):
+    images = clip()
+    output = run("CIRI_InactivationInpaint", images=images, inactivation=torch.zeros(4, 40, 64), backbone=Grey())
+    assert torch.equal(output.args[0], images)
+    assert "filled 0 of 4 frames" in output.args[1]
+
+
+# ------------------------------------------------------------------------------------------------ looking
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compare_gives_even_sizes_and_the_clips_pixels(run, mode):
+    first, second = clip(3, 37, 53), clip(3, 37, 53, seed=1)
+    output = run("CIRI_CompareVideo", first=first, second=second, mode=mode, first_label="", second_label="", gain=1.0)
+    shown = output.args[0]
+    assert shown.shape[0] == 3 and shown.shape[1] % 2 == 0 and shown.shape[2] % 2 == 0
+    assert shown_video(output).shape == shown.shape
+    if mode == "side by side":
+        assert torch.equal(shown[:, :, :52], first[:, :36, :52]) and torch.equal(shown[:, :, -52:], second[:, :36, :52])
+    if mode == "difference":
+        assert torch.equal(shown, (first - second).abs()[:, :36, :52])
+
+
+def test_mask_overlay_tints_only_the_mask(run):
+    images, mask = clip(), disc()
+    output = run("CIRI_MaskOverlay", images=images, masks=mask, colour="green", opacity=1.0, outline=0)
+    inside = mask > 0
+    assert torch.equal(output.args[0][:, ~inside], images[:, ~inside])
+    assert torch.allclose(output.args[0][:, inside], torch.tensor([0.2, 0.9, 0.3]))
+
+
+def test_a_large_clip_is_previewed_small(run):
+    images = torch.zeros(2, 360, 1290, 3)
+    output = run("CIRI_MaskOverlay", images=images, masks=torch.zeros(2, 360, 1290))
+    assert output.args[0].shape == images.shape
+    assert shown_video(output).shape == (2, 178, 640, 3)
+
+
+# ------------------------------------------------------------------------------------------------ ComfyUI's rules
+
+
+def test_inputs_are_not_changed(run):
+    images, mask = clip(), disc().repeat(4, 1, 1)
+    kept_images, kept_mask = images.clone(), mask.clone()
+    run("CIRI_PropagateMask", images=images, first_mask=mask[:1], propagator=Hold())
+    run("CIRI_InactivationInpaint", images=images, inactivation=mask, backbone=Grey())
+    run("CIRI_CompareVideo", first=images, second=images, mode="wipe")
+    run("CIRI_MaskOverlay", images=images, masks=mask)
+    assert torch.equal(images, kept_images) and torch.equal(mask, kept_mask)
+
+
+@pytest.mark.parametrize("node", ["CIRI_PropagateMask", "CIRI_InactivationInpaint"])
+def test_interrupt_stops_within_a_step_and_the_next_run_is_whole(run, node):
+    import comfy.model_management as management
+
+    images, mask = clip(), disc()[None]
+    if node == "CIRI_PropagateMask":
+        inputs = {"first_mask": mask, "propagator": Hold()}
+    else:
+        inputs = {"inactivation": mask, "backbone": Grey()}
+    expected = run(node, images=images, **inputs)
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        run(node, images=images, **inputs)
+    assert not management.processing_interrupted()
+    assert torch.equal(run(node, images=images, **inputs).args[0], expected.args[0])
+
+
+def test_a_network_built_in_a_node_can_be_trained_later(pack):
+    from ciri_pack.nodes._adapt import building_network
+
+    with torch.inference_mode():
+        with building_network():
+            layer = torch.nn.Linear(3, 1).to(torch.float64)
+    layer(torch.rand(2, 3, dtype=torch.float64)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_the_model_folder_is_registered_with_its_file_types(pack):
+    import folder_paths
+
+    folders, extensions = folder_paths.folder_names_and_paths["ciri"]
+    assert folders == [f"{folder_paths.models_dir}/ciri"] and extensions == {".safetensors", ".pth", ".pt"}
