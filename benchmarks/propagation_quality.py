@@ -1,0 +1,89 @@
+"""Mask quality of a propagator: J, F and J&F on clips with known masks, given the first mask only.
+
+    python benchmarks/propagation_quality.py --eval DIR [--propagator flow] [--only bear camel] [--sheets OUT]
+
+DIR holds NAME.mp4 with NAME_mask.npz beside it: `bits` = np.packbits of the boolean masks, `shape` = (T, H, W).
+Every frame after the first is scored. `--sheets` writes a picture per clip: the mask's outline (true one in green).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ciri.errors import CiriError
+from ciri.metrics.segmentation import segmentation_score
+from ciri.propagation import registry
+
+
+def read_clip(path: Path) -> np.ndarray:
+    """uint8 RGB (T, H, W, 3)."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            break
+        frames.append(frame[..., ::-1])
+    if not frames:
+        raise CiriError(f"{path} cannot be read as a video.")
+    return np.stack(frames)
+
+
+def read_masks(path: Path) -> np.ndarray:
+    """bool (T, H, W)."""
+    with np.load(path) as data:
+        t, h, w = (int(v) for v in data["shape"])
+        return np.unpackbits(data["bits"], count=t * h * w).reshape(t, h, w).astype(bool)
+
+
+def contact_sheet(clip: np.ndarray, predicted: np.ndarray, true: np.ndarray, cells: int = 12) -> np.ndarray:
+    """Frames spread over the clip: predicted mask in red, its outline white, the true outline green; BGR."""
+    tiles = []
+    for index in np.linspace(0, len(clip) - 1, cells).astype(int):
+        tile = np.ascontiguousarray(clip[index][..., ::-1])
+        tile[predicted[index]] = tile[predicted[index]] // 2 + np.array([0, 0, 127], np.uint8)
+        for mask, colour in ((predicted[index], (255, 255, 255)), (true[index], (0, 255, 0))):
+            outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(tile, outlines, -1, colour, 1)
+        cv2.putText(tile, str(index), (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 255, 255), 1)
+        tiles.append(tile)
+    return np.vstack([np.hstack(tiles[row : row + 4]) for row in range(0, len(tiles), 4)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--eval", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--propagator", default="flow", choices=registry.names())
+    parser.add_argument("--only", nargs="*", help="names of clips (default: all)")
+    parser.add_argument("--sheets", type=Path, help="folder for overlay pictures")
+    arguments = parser.parse_args()
+    names = arguments.only or sorted(p.stem for p in arguments.eval.glob("*.mp4"))
+    propagator = registry.build(arguments.propagator)
+    rows = []
+    print(f"{'clip':20} {'J':>6} {'F':>6} {'J&F':>6} {'conf':>6} {'lost':>5} {'ms/frame':>9}")
+    for name in names:
+        clip, true = read_clip(arguments.eval / f"{name}.mp4"), read_masks(arguments.eval / f"{name}_mask.npz")
+        frames = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
+        start = time.process_time()
+        track = propagator.propagate(frames, torch.from_numpy(true[:1, None]).float(), [0])
+        seconds = (time.process_time() - start) / max(len(clip) - 1, 1)
+        masks = track.probs[:, 0] > 0.5
+        score = segmentation_score(masks, torch.from_numpy(true)).mean(1, None)
+        rows.append((*score, float(track.confidence[1:].mean()), len(track.lost_frames()), seconds * 1e3))
+        print("{:20} {:6.3f} {:6.3f} {:6.3f} {:6.2f} {:5d} {:9.1f}".format(name, *rows[-1]), flush=True)
+        if arguments.sheets:
+            arguments.sheets.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(arguments.sheets / f"{name}.png"), contact_sheet(clip, masks.numpy(), true))
+    print("{:20} {:6.3f} {:6.3f} {:6.3f} {:6.2f} {:5.0f} {:9.1f}".format("mean", *np.mean(rows, axis=0)))
+
+
+if __name__ == "__main__":
+    main()

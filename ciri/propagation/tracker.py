@@ -1,0 +1,198 @@
+"""Follows one target from frame to frame: flow carries its mask, its appearance corrects it.
+
+Dimensions: h w pixels of the working frames; features live at half that size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from ciri.flow.dis import consistency, neighbour_flow, warp
+from ciri.propagation.appearance import AppearanceModel, Placement, pixel_features, placement
+from ciri.propagation.base import LOST_BELOW
+from ciri.propagation.guided_filter import GuidedMask, guided_filter
+
+#: How far in pixels the edge may move beyond what flow says.
+REACH = 16
+#: Evidence is a sum: the carried mask, the appearance, and the distance to the carried edge.
+MASK_WEIGHT, APPEARANCE_WEIGHT, EVIDENCE_GAIN = 1.0, 1.5, 2.0
+GUIDE_RADIUS, GUIDE_EPSILON = 8, 1e-3
+#: The filter's result is blurred by construction; this much contrast around 0.5 is given back.
+SHARPEN = 1.5
+#: Below this share of its annotated area the target counts as gone.
+GONE_BELOW = 0.03
+#: A cut: almost nowhere does flow agree with itself, and the colours of the frame change.
+CUT_AGREEMENT, CUT_COLOUR_DISTANCE = 0.25, 0.4
+#: A target that returns: at least this share of its area, this mean score, and nothing on the annotated frame like it.
+RETURN_AREA, RETURN_SCORE = 0.1, 0.35
+
+
+@dataclass
+class Step:
+    """The target in one frame.
+
+    Attributes:
+        mask: the mask as a function of the frame's colours, or None where the target is lost.
+        confidence: in [0, 1].
+        cut: whether a scene cut lies before this frame.
+    """
+
+    mask: GuidedMask | None
+    confidence: float
+    cut: bool = False
+
+
+class TargetTracker:
+    """Walks away from one annotated frame, a frame at a time."""
+
+    def __init__(self, frame: np.ndarray, mask: np.ndarray) -> None:
+        """Start on the annotated frame.
+
+        Args:
+            frame: uint8 RGB (H, W, 3).
+            mask: float32 (H, W) in [0, 1].
+        """
+        self._frame, self._mask = frame, mask
+        features = pixel_features(_halve(frame))
+        key_mask = _halve(mask)
+        self._appearance = AppearanceModel(features, key_mask)
+        self._area = float((mask > 0.5).sum())
+        self._colours = self._key_colours = _colour_histogram(frame)
+        whole = np.ones(key_mask.shape, bool)
+        scores = self._appearance.score(features, placement(key_mask), whole)
+        self._calibrate(scores, key_mask)
+        self._lost = self._other_shot = False
+
+    def step(self, frame: np.ndarray) -> Step:
+        """Move on to the next frame, uint8 RGB (H, W, 3)."""
+        colours = _colour_histogram(frame)
+        flow, agreement = _flow_back(self._frame, frame)
+        colour_change = cv2.compareHist(colours, self._colours, cv2.HISTCMP_BHATTACHARYYA)
+        cut = float(agreement.mean()) < CUT_AGREEMENT and colour_change > CUT_COLOUR_DISTANCE
+        self._frame, self._colours = frame, colours
+        if cut:
+            self._lost = self._other_shot = True
+        step = self._find(frame) if self._lost else self._follow(frame, flow, agreement)
+        step.cut = cut
+        return step
+
+    def _follow(self, frame: np.ndarray, flow: np.ndarray, agreement: np.ndarray) -> Step:
+        """Carry the mask along the flow and correct it."""
+        carried = _sample(self._mask, flow)
+        features = pixel_features(_halve(frame))
+        where = placement(_halve(carried))
+        region = cv2.dilate(_halve(carried), np.ones((REACH + 3, REACH + 3), np.uint8)) > 0.3
+        score = self._appearance.score(features, where, region)
+        evidence = (
+            MASK_WEIGHT * agreement * (2 * carried - 1)
+            + APPEARANCE_WEIGHT * np.clip(_resize(score, carried.shape), -1.5, 1.5)
+            + np.clip(_signed_distance(carried) / REACH, -1.5, 1.5)
+        )
+        return self._settle(frame, features, 1 / (1 + np.exp(-EVIDENCE_GAIN * evidence)), score, agreement)
+
+    def _settle(
+        self, frame: np.ndarray, features: np.ndarray, raw: np.ndarray, score: np.ndarray, agreement: np.ndarray
+    ) -> Step:
+        """Move the edge onto the image's edges, judge the result, and learn from it unless it is lost."""
+        image = frame.astype(np.float32) / 255
+        guided = sharpen(guided_filter(image, raw.astype(np.float32), GUIDE_RADIUS, GUIDE_EPSILON))
+        mask = guided.on(image)
+        target = mask > 0.5
+        area = float(target.sum())
+        confidence = self._confidence(target, score, agreement)
+        if area < max(GONE_BELOW * self._area, 1) or confidence < LOST_BELOW:
+            self._lost = True
+            self._mask = np.zeros_like(mask)
+            return Step(None, 0.0)
+        self._lost = self._other_shot = False
+        self._mask = mask
+        small = _halve(mask)
+        self._appearance.adapt(features, small, placement(small))
+        return Step(guided, confidence)
+
+    def _confidence(self, target: np.ndarray, score: np.ndarray, agreement: np.ndarray) -> float:
+        """How far appearance and flow support the mask: in [0, 1]."""
+        if not target.any():
+            return 0.0
+        looks = float(np.clip(_resize(score, target.shape)[target], 0, 1).mean()) / self._typical_score
+        return float(np.clip(0.7 * min(looks, 1) + 0.3 * agreement[target].mean(), 0, 1))
+
+    def _calibrate(self, scores: np.ndarray, mask: np.ndarray) -> None:
+        """On the annotated frame: how the target scores, and the largest background blob that scores like it."""
+        target = mask > 0.5
+        inside = np.clip(scores[target], 0, 1)
+        self._typical_score = max(float(inside.mean()), 0.2) if inside.size else 1.0
+        elsewhere = (scores > RETURN_SCORE * self._typical_score) & (cv2.dilate(mask, np.ones((5, 5))) < 0.1)
+        self._largest_lookalike = _largest_blob(elsewhere)[1]
+
+    def _find(self, frame: np.ndarray) -> Step:
+        """Look for a lost target in the whole frame; take it up again only if nothing else could be meant."""
+        if self._other_shot:
+            change = cv2.compareHist(self._colours, self._key_colours, cv2.HISTCMP_BHATTACHARYYA)
+            if change > CUT_COLOUR_DISTANCE / 2:
+                return Step(None, 0.0)
+        features = pixel_features(_halve(frame))
+        h, w = features.shape[:2]
+        everywhere = np.ones((h, w), bool)
+        # no position: the target may come back anywhere
+        score = self._appearance.score(features, Placement(w / 2, h / 2, 1e6), everywhere)
+        blob, size = _largest_blob(score > RETURN_SCORE * self._typical_score)
+        enough = max(RETURN_AREA * self._area / 4, 2.0 * self._largest_lookalike, 2)
+        if size < enough or size > self._area:
+            return Step(None, 0.0)
+        near = cv2.dilate(blob.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        raw = np.where(near, 1 / (1 + np.exp(-2 * EVIDENCE_GAIN * score)), 0)
+        shape = frame.shape[:2]
+        return self._settle(frame, features, _resize(raw, shape), score, np.ones(shape, np.float32))
+
+
+def sharpen(mask: GuidedMask) -> GuidedMask:
+    """Raise the contrast around 0.5."""
+    return GuidedMask(mask.slope * SHARPEN, (mask.offset - 0.5) * SHARPEN + 0.5)
+
+
+def _flow_back(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flow after -> before, float32 (H, W, 2), and its consistency, float32 (H, W)."""
+    pair = torch.from_numpy(np.stack([before, after])).permute(0, 3, 1, 2).float() / 255
+    forward, backward = neighbour_flow(pair)
+    return backward[0].permute(1, 2, 0).numpy(), consistency(backward, forward)[0, 0].numpy()
+
+
+def _sample(mask: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    field = torch.from_numpy(flow).permute(2, 0, 1)[None]
+    return warp(torch.from_numpy(mask)[None, None], field)[0, 0].numpy()
+
+
+def _halve(image: np.ndarray) -> np.ndarray:
+    h, w = image.shape[:2]
+    return cv2.resize(image, ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA)
+
+
+def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return cv2.resize(image.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance to the edge in pixels: positive inside, negative outside."""
+    inside = (mask > 0.5).astype(np.uint8)
+    if not inside.any():
+        return np.full(mask.shape, -float(sum(mask.shape)), np.float32)
+    return cv2.distanceTransform(inside, cv2.DIST_L2, 3) - cv2.distanceTransform(1 - inside, cv2.DIST_L2, 3)
+
+
+def _colour_histogram(frame: np.ndarray) -> np.ndarray:
+    histogram = cv2.calcHist([frame], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
+    return histogram / histogram.sum()
+
+
+def _largest_blob(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The largest connected part of a boolean (H, W) mask, and its area."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count < 2:
+        return np.zeros_like(mask), 0
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    return labels == largest, int(stats[largest, cv2.CC_STAT_AREA])
