@@ -93,7 +93,7 @@ class Client:
         return json.loads(answer) if answer else None
 
     def upload(self, path: str | Path, subfolder: str = "") -> str:
-        """Put an image or a video into the server's input folder; return the value that LoadImage or LoadVideo takes."""
+        """Put an image or a video into the server's input folder; return the value for LoadImage or LoadVideo."""
         path, boundary = Path(path), uuid.uuid4().hex
         lines = []
         for name, value in {"overwrite": "true", "subfolder": subfolder}.items():
