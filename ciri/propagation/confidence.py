@@ -32,7 +32,7 @@ def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
     peak = F.max_pool2d(probs, 3, stride=1, padding=1)
     possible = (probs > POSSIBLE).float()
     certainty = _mean(2 * peak.sub(0.5).abs(), possible)
-    cells = F.adaptive_avg_pool2d((probs > 0.5).float(), explained.shape[-2:])
+    cells = F.avg_pool2d((probs > 0.5).float(), probs.shape[-1] // explained.shape[-1])
     known = _mean(explained, cells)
     present = (probs > 0.5).flatten(1).any(1)
     return torch.where(present, certainty * known, torch.zeros_like(known))

@@ -137,7 +137,7 @@ class MemoryPropagator:
         except torch.OutOfMemoryError as error:
             self._cache.clear()
             raise OutOfMemoryError(
-                f"Memory ran out while {self.name} followed the mask through {frames.shape[3]}x{frames.shape[2]} frames. "
+                f"Memory ran out while {self.name} followed a mask through {frames.shape[3]}x{frames.shape[2]} frames. "
                 f"Lower the working size (now {self.short_side}) or the memory budget (now {self.policy.budget})."
             ) from error
 

@@ -26,7 +26,7 @@ WORTH_CROPPING = 0.2
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """What enters the memory and how much of a frame is decoded; see :class:`ciri.propagation.engine.MemoryPropagator`."""
+    """What enters the memory and how much of a frame is decoded; see the engine's options."""
 
     every: int = 5
     include_last: bool = True
@@ -202,7 +202,7 @@ class DirectedPass:
         """Encode the values of everything that is followed and store them; probs is (k, 1, h, w), aggregated."""
         values = self.network.encode_value(self.clip.frame(t), features, probs, probs.sum(0, keepdim=True) - probs)
         keys = to_rows(features.key)[0]
-        shares = to_rows(F.adaptive_avg_pool2d(probs, features.key.shape[-2:]))
+        shares = to_rows(F.avg_pool2d(probs, self.network.stride))
         start = 0
         for cohort in self._cohorts:
             part = slice(start, start + len(cohort.objects))
