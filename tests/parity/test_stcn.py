@@ -313,9 +313,10 @@ def _expect_gradient(key, gradient, fixture, setting, i):
     if gradient is None:
         assert norm == 0, key
         return
-    if key == "key_proj.key_proj.bias":
-        # exactly zero in theory: a constant added to all keys changes nothing
-        assert gradient.norm().item() <= 1e-5 * fixture.meta[setting]["total_grad_norm_f64"]
+    total = fixture.meta[setting]["total_grad_norm_f64"]
+    if norm < 1e-9 * total:
+        # zero in theory (a constant added to all keys changes nothing), rounding in practice
+        assert gradient.norm().item() <= 1e-5 * total
         return
     assert gradient.double().norm().item() == pytest.approx(norm, rel=GRADIENT_NORM), key
     head = fixture[f"{setting}.grad_head_f64"][i]
