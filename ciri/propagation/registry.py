@@ -20,8 +20,15 @@ def _flow(**options: Any) -> Propagator:
     return FlowPropagator(**options)
 
 
+def _stcn(**options: Any) -> Propagator:
+    from ciri.propagation.stcn import build_stcn
+
+    return build_stcn(**options)
+
+
 _BUILDERS: dict[str, Callable[..., Propagator]] = {
     "flow": _flow,
+    "stcn": _stcn,
 }
 
 
