@@ -134,15 +134,21 @@ def check_key_frames(key_frames: Sequence[int], masks: int, frames: int) -> list
 # --------------------------------------------------------------------------------------------- padding
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Replicate-pad (..., H, W) at the bottom and the right to multiples; return it and the old (H, W)."""
+def pad_to_multiple(x: Tensor, multiple: int | tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Replicate-pad (..., H, W) at the bottom and the right to multiples (one, or one each); return it and (H, W)."""
     h, w = x.shape[-2:]
-    pad_h, pad_w = -h % multiple, -w % multiple
+    rows, columns = as_pair(multiple)
+    pad_h, pad_w = -h % rows, -w % columns
     if not (pad_h or pad_w):
         return x, (h, w)
     # replicate, not reflect: reflection needs the padding to be smaller than the image
     flat = x.reshape(-1, 1, h, w)
     return F.pad(flat, (0, pad_w, 0, pad_h), mode="replicate").reshape(*x.shape[:-2], h + pad_h, w + pad_w), (h, w)
+
+
+def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """One number for both height and width, or one for each."""
+    return (value, value) if isinstance(value, int) else value
 
 
 def unpad(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -189,7 +195,12 @@ def target_boxes(masks: Tensor, threshold: float = 0.0) -> Tensor:
 
 
 def follow_target(
-    masks: Tensor, *, margin: float = 1.5, multiple: int = 16, minimum: int = 128, smooth: float = 4.0
+    masks: Tensor,
+    *,
+    margin: float = 1.5,
+    multiple: int | tuple[int, int] = 16,
+    minimum: int = 128,
+    smooth: float = 4.0,
 ) -> CropTrack:
     """Choose a window that follows the target smoothly: one size for the clip, always inside the frame.
 
@@ -200,7 +211,7 @@ def follow_target(
     Args:
         masks: (T, 1, H, W); the target is where they are positive.
         margin: window size over the target's box size.
-        multiple: the window's sides are multiples of this unless the frame is smaller.
+        multiple: the window's sides are multiples of this (one number, or one each) unless the frame is smaller.
         minimum: smallest side in pixels, unless the frame is smaller.
         smooth: standard deviation of the temporal smoothing, in frames.
 
@@ -214,11 +225,12 @@ def follow_target(
         raise MaskError("No frame shows a target, so there is nothing to follow. " + _PAINT)
     sides = (boxes[seen, 2:] - boxes[seen, :2]).amax(0).tolist()
 
-    def side(target: int, frame: int) -> int:
+    def side(target: int, frame: int, unit: int) -> int:
         wanted = max(math.ceil(target * margin), minimum)
-        return min(math.ceil(wanted / multiple) * multiple, frame)
+        return min(math.ceil(wanted / unit) * unit, frame)
 
-    size = (side(sides[0], frame_h), side(sides[1], frame_w))
+    units = as_pair(multiple)
+    size = (side(sides[0], frame_h, units[0]), side(sides[1], frame_w, units[1]))
     centres = (boxes[:, :2] + boxes[:, 2:]).float() / 2
     path = _smooth_over_time(_fill_gaps(centres, seen), smooth)
     half, limit = torch.tensor(size).float() / 2, torch.tensor([frame_h - size[0], frame_w - size[1]])

@@ -19,13 +19,14 @@ class BackboneFacts:
     """What the pipeline has to know of a backbone before it runs it.
 
     Attributes:
-        needs_divisible_by: height and width are padded to a multiple of this before the call.
+        needs_divisible_by: height and width are padded to a multiple of this before the call; a pair where the two
+            differ.
         fixed_size: (height, width) where the network works at one size only, else None.
         trained_for: "hard mask", "inactivation" or "" (nothing was trained).
         licence: licence of the weights, for the person who uses them.
     """
 
-    needs_divisible_by: int = 1
+    needs_divisible_by: int | tuple[int, int] = 1
     fixed_size: tuple[int, int] | None = None
     trained_for: str = ""
     licence: str = "Apache-2.0"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import MaskError
-from ciri.frames import CropTrack, feather_alpha, follow_target, grow_mask, pad_to_multiple, paste_back, unpad
+from ciri.frames import CropTrack, as_pair, feather_alpha, follow_target, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone
 from ciri.progress import OnStep, ignore
 
@@ -48,11 +48,12 @@ def remove(
     if not (grown > 0).any():
         return frames
     alpha = feather_alpha(grown, feather)
-    track = follow_target(alpha, multiple=max(16, backbone.facts.needs_divisible_by)) if crop else whole_frame(frames)
+    needs = as_pair(backbone.facts.needs_divisible_by)
+    track = follow_target(alpha, multiple=(max(16, needs[0]), max(16, needs[1]))) if crop else whole_frame(frames)
     if track.size[0] * track.size[1] > WORTHWHILE * frames.shape[2] * frames.shape[3]:
         track = whole_frame(frames)
-    window, size = pad_to_multiple(track.cut(frames), backbone.facts.needs_divisible_by)
-    hole, _ = pad_to_multiple(track.cut(grown), backbone.facts.needs_divisible_by)
+    window, size = pad_to_multiple(track.cut(frames), needs)
+    hole, _ = pad_to_multiple(track.cut(grown), needs)
     filled = unpad(backbone.inpaint(window, hole, on_step=on_step), size)
     result = frames.clone()
     track.put(result, paste_back(track.cut(frames), filled.to(frames.device), track.cut(alpha)))

@@ -100,6 +100,14 @@ def test_padding_is_undone_exactly(h, w, multiple):
     assert torch.equal(fr.unpad(padded, size), x)
 
 
+def test_height_and_width_may_need_different_multiples():
+    padded, size = fr.pad_to_multiple(clip(h=61, w=108), (60, 108))
+    assert padded.shape[-2:] == (120, 108) and size == (61, 108)
+    masks = torch.zeros(3, 1, 240, 432)
+    masks[:, :, 100:150, 100:150] = 1
+    assert fr.follow_target(masks, margin=1.0, multiple=(60, 108)).size == (180, 216)
+
+
 @st.composite
 def wandering_boxes(draw):
     h, w, t = draw(st.integers(20, 300)), draw(st.integers(20, 300)), draw(st.integers(1, 12))
