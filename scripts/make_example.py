@@ -2,9 +2,9 @@
 
     python -m scripts.make_example
 
-Both photographs are in the public domain (CC0) and come with scikit-image; see assets/README.md. The camera pans, zooms,
-rolls and trembles; the saucer flies, tilts, wobbles and is blurred by its motion. Everything is computed from frame
-numbers, so the clip is the same each time.
+Both photographs are in the public domain (CC0) and come with scikit-image; see assets/README.md. The camera pans,
+zooms, rolls and trembles; the saucer flies, tilts, wobbles and is blurred by its motion. Everything is computed from
+frame numbers, so the clip is the same each time.
 """
 
 from __future__ import annotations
