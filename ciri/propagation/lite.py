@@ -1,0 +1,290 @@
+"""The shipped propagator: a small space-time memory network whose weights are ours.
+
+The principle is that of space-time memory networks (Oh et al., ICCV 2019; Cheng et al., STCN, NeurIPS 2021): a key
+per image cell, a value per remembered cell, a top-k read, a decoder. The parts are smaller: an EfficientNet-Lite0
+(Tan and Le, ICML 2019; "Lite" by its authors: no squeeze-and-excitation, ReLU6) looks at each frame once; the value
+encoder sees only the mask and borrows those features. Every remembered cell also carries a summary of the whole
+target, so that the decoder can ask "is this the same thing?" where the cell's own surroundings do not tell.
+
+There is no batch normalisation: the pretrained one is folded to a scale and a shift per channel, the rest does
+without. So one clip trains and refines exactly as a batch does.
+
+Dimensions: b frames in a batch, k objects, h w pixels; f2 .. f32 are feature maps at 1/2 .. 1/32 of the frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciri.checkpoints import identify, load_strictly, read_state_dict
+from ciri.errors import CheckpointError
+from ciri.propagation.network import FrameFeatures
+
+#: What the header of the weight file calls this network.
+ARCHITECTURE = "propagator_lite"
+
+#: EfficientNet-Lite0's inverted residual blocks: (kernel, stride, expansion, output channels), Table 1 of the paper
+#: with the Lite changes. The classifier's last convolution is not needed.
+LITE0_BLOCKS = (
+    (3, 1, 1, 16),
+    *((3, 2, 6, 24), (3, 1, 6, 24)),
+    *((5, 2, 6, 40), (5, 1, 6, 40)),
+    *((3, 2, 6, 80), (3, 1, 6, 80), (3, 1, 6, 80)),
+    *((5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112)),
+    *((5, 2, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192)),
+    (3, 1, 6, 320),
+)
+#: After which blocks the maps at 1/2, 1/4, 1/8, 1/16 and 1/32 are complete, and their channels.
+LITE0_TAPS = (0, 2, 4, 10, 15)
+C2, C4, C8, C16, C32 = 16, 24, 40, 112, 320
+#: Bring the maps to a spread of about 1 (their mean magnitudes with the pretrained weights: 8.3, 8.7, 5.7, 3.1, 1.4).
+TAP_SCALES = (0.1, 0.1, 0.15, 0.3, 0.6)
+
+KEY, TRUNK, LOCAL, SUMMARY = 64, 192, 192, 64
+VALUE = LOCAL + SUMMARY
+
+
+class ScaledConv(nn.Module):
+    """A convolution with TensorFlow's "same" padding, then a scale and a shift per channel (a folded batch norm).
+
+    ``fold`` multiplies the scale into the weights: the same function, one tensor fewer.
+    """
+
+    scale: nn.Parameter | None
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, depthwise: bool = False) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.groups = inputs if depthwise else 1
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // self.groups, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        self.scale = nn.Parameter(torch.ones(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.scale is None else self.weight * self.scale[:, None, None, None]
+        if self.stride == 1:
+            return F.conv2d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+        # "same" for a stride of 2 pads the bottom and the right more: the pretrained weights expect that
+        pads = []
+        for size in (x.shape[-1], x.shape[-2]):
+            total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), weight, self.bias, stride=self.stride, groups=self.groups)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply the scale into the weights and drop it."""
+        if self.scale is not None:
+            self.weight.mul_(self.scale[:, None, None, None])
+            self.scale = None
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: expand 1x1, depthwise, project 1x1; a shortcut where the shape allows one."""
+
+    def __init__(self, kernel: int, stride: int, expansion: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = ScaledConv(inputs, wide, 1) if expansion != 1 else None
+        self.depthwise = ScaledConv(wide, wide, kernel, stride, depthwise=True)
+        self.project = ScaledConv(wide, outputs, 1)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x if self.expand is None else F.relu6(self.expand(x))
+        out = self.project(F.relu6(self.depthwise(out)))
+        return x + out if self.shortcut else out
+
+
+class Lite0Encoder(nn.Module):
+    """EfficientNet-Lite0 without its classifier; returns f2, f4, f8, f16, f32, scaled by TAP_SCALES."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ScaledConv(3, 32, 3, 2)
+        channels, blocks = 32, []
+        for kernel, stride, expansion, outputs in LITE0_BLOCKS:
+            blocks.append(InvertedResidual(kernel, stride, expansion, channels, outputs))
+            channels = outputs
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        x, maps = F.relu6(self.stem(frames * 2 - 1)), []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in LITE0_TAPS:
+                maps.append(x * TAP_SCALES[len(maps)])
+        return maps
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block without normalisation; it starts as its shortcut (last weights zero)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.skip(x) + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return out
+
+
+class ValueEncoder(nn.Module):
+    """What a remembered frame says about the target: its mask, joined with the frame's own features on the way down.
+
+    The value of a cell is local (192 channels) and a summary of the target and its background (64, the same in
+    every cell of the frame).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask2 = nn.Conv2d(1, 16, 3, stride=2, padding=1)
+        self.mask4 = nn.Conv2d(16 + C2, 32, 3, stride=2, padding=1)
+        self.mask8 = nn.Conv2d(32 + C4, 64, 3, stride=2, padding=1)
+        self.mask16 = nn.Conv2d(64 + C8, 128, 3, stride=2, padding=1)
+        self.fuser = nn.Sequential(ResidualBlock(128 + TRUNK, LOCAL), ResidualBlock(LOCAL, LOCAL))
+        self.summary = nn.Linear(2 * LOCAL, SUMMARY)
+
+    def forward(self, masks: Tensor, features: FrameFeatures) -> Tensor:
+        trunk, f8, f4, f2 = (m.expand(len(masks), -1, -1, -1) for m in features.maps)
+        masks = masks.to(trunk.dtype)
+        x = F.relu(self.mask2(masks * 2 - 1))
+        x = F.relu(self.mask4(torch.cat([x, f2], 1)))
+        x = F.relu(self.mask8(torch.cat([x, f4], 1)))
+        x = F.relu(self.mask16(torch.cat([x, f8], 1)))
+        local = self.fuser(torch.cat([x, trunk], 1))
+        inside = F.avg_pool2d(masks, 16)
+        parts = []
+        for weight in (inside, 1 - inside):
+            parts.append((local * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-2))
+        summary = self.summary(torch.cat(parts, 1))[:, :, None, None].expand(-1, -1, *local.shape[-2:])
+        return torch.cat([local, summary], 1)
+
+
+class Decoder(nn.Module):
+    """From what memory answered to a logit per pixel, with skips at 1/16, 1/8, 1/4 and 1/2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compress = ResidualBlock(VALUE + TRUNK, 192)
+        self.skip8, self.out8 = nn.Conv2d(C8, 192, 1), ResidualBlock(192, 96)
+        self.skip4, self.out4 = nn.Conv2d(C4, 96, 1), ResidualBlock(96, 48)
+        self.narrow, self.skip2 = nn.Conv2d(48, 16, 1), nn.Conv2d(C2, 16, 1)
+        self.out2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.predict4 = nn.Conv2d(48, 1, 3, padding=1)
+        self.predict2 = nn.Conv2d(16, 1, 3, padding=1)
+        nn.init.zeros_(self.predict2.weight)
+        nn.init.zeros_(self.predict2.bias)
+
+    def forward(self, readout: Tensor, features: FrameFeatures) -> Tensor:
+        trunk, f8, f4, f2 = features.maps
+        k = len(readout) // len(trunk)
+        x = self.compress(torch.cat([readout, _per_object(trunk, k)], 1))
+        x = self.out8(_double(x) + _per_object(self.skip8(f8), k))
+        x = self.out4(_double(x) + _per_object(self.skip4(f4), k))
+        coarse = self.predict4(F.relu(x))
+        # at 1/2 only a correction of the boundary is learnt: these layers are thin because the map is large
+        fine = F.relu(_double(self.narrow(F.relu(x))) + _per_object(self.skip2(f2), k))
+        fine = self.predict2(F.relu(self.out2(fine)))
+        logits = _double(coarse).float() + fine.float()
+        return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class LiteNetwork(nn.Module):
+    """The shipped propagator's network (see ciri.propagation.network.MemoryNetwork for what the methods promise).
+
+    Objects do not see each other: with several, only the aggregation of their probabilities lets them compete.
+
+    Args:
+        folded: whether the encoder's scales are part of its weights, as in the shipped file. Training uses False.
+    """
+
+    name = "lite"
+    stride = 16
+    top_k: int = 20
+    decode_margin: int | None = 5
+    key_channels = KEY
+    value_channels = VALUE
+
+    def __init__(self, *, folded: bool = True) -> None:
+        super().__init__()
+        self.encoder = Lite0Encoder()
+        self.lateral16 = nn.Conv2d(C16, TRUNK, 1)
+        self.lateral32 = nn.Conv2d(C32, TRUNK, 1)
+        self.trunk = ResidualBlock(TRUNK, TRUNK)
+        self.key = nn.Conv2d(TRUNK, KEY, 3, padding=1)
+        self.value_encoder = ValueEncoder()
+        self.decoder = Decoder()
+        if folded:
+            self.fold()
+
+    def fold(self) -> LiteNetwork:
+        """Fold the encoder's scales into its weights; the function stays the same."""
+        for module in self.modules():
+            if isinstance(module, ScaledConv):
+                module.fold()
+        return self
+
+    def encode_key(self, frames: Tensor) -> FrameFeatures:
+        """Encode (b, 3, h, w) frames in [0, 1], sides divisible by 16.
+
+        Returns key (b, 64, h/16, w/16), float32, and the maps trunk (192 at 1/16), f8 (40), f4 (24), f2 (16).
+        """
+        f2, f4, f8, f16, f32 = self.encoder(frames.to(self.key.weight.dtype))
+        context = F.interpolate(self.lateral32(f32), size=f16.shape[-2:], mode="bilinear", align_corners=False)
+        trunk = self.trunk(self.lateral16(f16) + context)
+        return FrameFeatures(self.key(F.relu(trunk)).float(), (trunk, f8, f4, f2))
+
+    def encode_value(self, frame: Tensor, features: FrameFeatures, masks: Tensor, others: Tensor) -> Tensor:
+        """Encode masks (k, 1, h, w) of the frame that the features (b = 1, or b = k) belong to.
+
+        Returns (k, 256, h/16, w/16). The frame itself and the other objects are not looked at: the features say all.
+        """
+        del frame, others
+        value: Tensor = self.value_encoder(masks, features)
+        return value
+
+    def decode(self, readout: Tensor, features: FrameFeatures) -> Tensor:
+        """Turn (k, 256, h/16, w/16) and the features of one frame (or of k) into logits (k, 1, h, w), float32."""
+        logits: Tensor = self.decoder(readout, features)
+        return logits
+
+    def parameters_to_refine(self) -> list[nn.Parameter]:
+        """The decoder and the value fuser: keys and their affinities stay constants of the clip."""
+        return [*self.decoder.parameters(), *self.value_encoder.fuser.parameters()]
+
+
+def load_lite(path: str | Path) -> LiteNetwork:
+    """Read the shipped propagator's weights (.safetensors, fp16) into a float32 network in eval mode.
+
+    Raises:
+        CheckpointError: no such file, a broken one, or the weights of another network.
+    """
+    state, metadata = read_state_dict(path)
+    found = metadata.get("architecture") or identify(state)
+    if found != ARCHITECTURE:
+        raise CheckpointError(
+            f"{path} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the small propagator "
+            "that ships as weights/propagator_lite.safetensors."
+        )
+    network = LiteNetwork()
+    load_strictly(network, state, model=ARCHITECTURE, path=path)
+    return network.eval()
+
+
+def _per_object(x: Tensor, k: int) -> Tensor:
+    """Repeat one frame's map for its k objects (a view: nothing is copied)."""
+    return x if k == 1 else x.repeat_interleave(k, 0)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,0 +1,104 @@
+"""What a training of the propagator shows for itself: overlap on held-back clips, sample sheets, the weight file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciri.checkpoints import write_safetensors
+from ciri.propagation.lite import ARCHITECTURE, LiteNetwork
+from ciri.training.propagator_clips import unroll
+from ciri.training.propagator_data import Bank
+from ciri.training.synth_vos import CLIPS, LONG, Dice, Recipe, Sample, synthesise
+
+#: Clips of each kind, and their length.
+CLIPS_OF_A_KIND, LENGTH = 24, 10
+
+
+class Examiner:
+    """Validates on clips made once from held-back scenes and objects, always the same ones.
+
+    Args:
+        held: the held-back material.
+        folder: where sample sheets go.
+        seed: of the clips.
+        count, length: how many clips of each kind, and their frames.
+    """
+
+    def __init__(
+        self, held: Bank, folder: Path, *, seed: int, count: int = CLIPS_OF_A_KIND, length: int = LENGTH
+    ) -> None:
+        self.folder = folder
+        kinds: dict[str, Recipe] = {"pasted": replace(LONG, frames=length, annotated=0.0)}
+        if any(len(index) > 1 for index, _ in held.tracks):
+            kinds["annotated"] = replace(CLIPS, frames=length, annotated=1.0, moving=1.0, crowd=0.15)
+        self.batches = {
+            name: [
+                synthesise(held, recipe, 8, Dice(seed + 7919 * i, held.frames.device)) for i in range(-(-count // 8))
+            ]
+            for name, recipe in kinds.items()
+        }
+
+    def look(self, network: LiteNetwork, step: int) -> dict[str, float]:
+        """Return the mean overlap (Jaccard index, frames after the first) per kind; write a sample sheet."""
+        values = {}
+        for name, batches in self.batches.items():
+            scores = []
+            for number, sample in enumerate(batches):
+                probs = propagate(network, sample)
+                scores.append(jaccard(probs > 0.5, sample.masks[:, 1:] > 0.5)[sample.usable].flatten())
+                if number == 0:
+                    write_sheet(sample, probs, self.folder / f"{name}_{step:06d}.png")
+            values[f"J {name}"] = float(torch.cat(scores).mean())
+        return values
+
+
+def propagate(network: LiteNetwork, sample: Sample) -> Tensor:
+    """Probabilities (b, t - 1, 1, h, w) with the memory policy of use: every 5th frame and the last one."""
+    before = network.training
+    network.eval()
+    try:
+        device = sample.frames.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            return torch.sigmoid(2 * unroll(network, sample.frames, sample.masks[:, 0], every=5, keep_last=True))
+    finally:
+        network.train(before)
+
+
+def jaccard(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of bool (b, t, 1, h, w), per frame (b, t); 1 where both are empty."""
+    both, either = ((predicted & truth).sum((2, 3, 4)), (predicted | truth).sum((2, 3, 4)))
+    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both, dtype=torch.float32))
+
+
+def write_sheet(sample: Sample, probs: Tensor, file: Path, *, columns: int = 6) -> None:
+    """Draw clips as rows: truth as a red line, the prediction in green."""
+    t = sample.frames.shape[1]
+    chosen = np.linspace(0, t - 1, min(columns, t)).round().astype(int)
+    rows = []
+    for frames, masks, predicted in zip(sample.frames.cpu(), sample.masks.cpu(), probs.float().cpu(), strict=True):
+        cells = []
+        for at in chosen:
+            image = (frames[at].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            if at > 0:
+                share = 0.5 * predicted[at - 1, 0, ..., None].numpy()
+                image = (image * (1 - share) + share * np.array([0, 255, 0])).astype(np.uint8)
+            outline, _ = cv2.findContours(masks[at, 0].byte().numpy(), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            image = cv2.drawContours(np.ascontiguousarray(image[..., ::-1]), outline, -1, (0, 0, 255), 1)
+            cells.append(cv2.resize(image, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA))
+        rows.append(np.concatenate(cells, 1))
+    cv2.imwrite(str(file), np.concatenate(rows))
+
+
+def export(network: LiteNetwork, file: Path, facts: Mapping[str, str]) -> None:
+    """Write the weights as the pack ships them: encoder folded, fp16, facts in the header."""
+    folded = deepcopy(network).float().cpu().fold()
+    state = {name: value.half() for name, value in folded.state_dict().items()}
+    write_safetensors(file, state, {"architecture": ARCHITECTURE, **facts})

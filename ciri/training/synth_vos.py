@@ -1,0 +1,380 @@
+"""Synthetic video object segmentation, made on the training device: clips, and the target's mask in every frame.
+
+A clip is a scene (a real clip at its own frame spacing, or a still under camera motion), with or without an
+annotated object of its own, and up to three pasted sprites above it. One object is the target, the others are
+occluders and distractors, some of them its look-alikes. Everything moves smoothly; targets deform, leave and come back;
+light, shadow, blur, noise and compression are added. All of it is a function of the generator's state.
+
+Dimensions: b clips, t frames, l sprite layers, h w pixels, s side of a sprite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciri.training.propagator_data import FILLED, SMALLEST, Bank
+
+LAYERS = 3
+#: Corners of the deformation's control grid, per side; it is made smooth before it is sampled.
+CONTROL, SMOOTH = 4, 13
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How clips are made.
+
+    Attributes:
+        frames: length of a clip.
+        annotated: share of clips whose target is a real annotated object of its scene.
+        moving: share of scenes that are real clips rather than stills under camera motion.
+        spacing: largest distance between the frames that are taken from a real clip.
+        speed: sprites' largest speed, pixels per frame at a height of 240.
+        camera: strength of the added camera motion and of the scene's deformation.
+        deform: strength of the sprites' deformation.
+        crowd: probability that another layer holds an object.
+        leave: probability that a target leaves the frame.
+        twin: probability that a target has a look-alike.
+        blur: probability that the sprites' motion is blurred.
+    """
+
+    frames: int
+    annotated: float = 0.35
+    moving: float = 0.75
+    spacing: int = 4
+    speed: float = 14.0
+    camera: float = 0.3
+    deform: float = 0.06
+    crowd: float = 0.55
+    leave: float = 0.12
+    twin: float = 0.3
+    blur: float = 0.3
+
+
+#: Static images, deformed: what a cell's key and value have to be.
+STILLS = Recipe(3, annotated=0.5, moving=0.15, camera=1.0, deform=0.12, crowd=0.35, leave=0.0, speed=20.0, blur=0.1)
+#: Real frame spacing, occlusion, distractors.
+CLIPS = Recipe(5)
+#: The same, longer: errors of its own masks come back.
+LONG = replace(CLIPS, frames=8, leave=0.2, spacing=3)
+
+
+class Dice:
+    """Random numbers of one batch, on the device, from a seed."""
+
+    def __init__(self, seed: int, device: torch.device | str) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+        # choices among the material are made on the host: they index Python lists
+        self.host = torch.Generator().manual_seed(seed + 1)
+        self.device = torch.device(device)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def sign(self, *shape: int) -> Tensor:
+        return torch.where(self.uniform(*shape) < 0.5, -1.0, 1.0)
+
+    def chance(self, probability: float) -> bool:
+        return float(torch.rand((), generator=self.host)) < probability
+
+    def below(self, n: int) -> int:
+        return int(torch.randint(n, (), generator=self.host))
+
+
+@dataclass
+class Sample:
+    """Clips and their targets.
+
+    Attributes:
+        frames: float32 (b, t, 3, h, w) in [0, 1].
+        masks: float32 (b, t, 1, h, w), 1 = target; hard.
+        usable: bool (b,), whether the target can be seen in the first frame.
+    """
+
+    frames: Tensor
+    masks: Tensor
+    usable: Tensor
+
+
+@torch.no_grad()
+def synthesise(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> Sample:
+    """Make a batch of clips."""
+    h, w = bank.size
+    scene, own = _scenes(bank, recipe, batch, dice)
+    scene = _camera(scene, recipe, dice)
+    frames, alpha = scene[:, :, :3], scene[:, :, 3:]
+    target = torch.where(own[:, None, None, None, None], alpha, torch.zeros_like(alpha))
+    slot = torch.tensor([dice.below(LAYERS) for _ in range(batch)], device=frames.device)
+    present = dice.uniform(batch, LAYERS) < recipe.crowd
+    present[torch.arange(batch, device=frames.device), slot] |= ~own
+    casts = _cast(bank, recipe, batch, slot.tolist(), dice)
+    for layer in range(LAYERS):
+        is_target = (slot == layer) & ~own
+        sprites = _sprites(bank, casts[layer], recipe.frames, dice)
+        paint = _paint(sprites, recipe, (h, w), is_target, dice)
+        paint = paint * present[:, layer, None, None, None, None]
+        colour, cover = paint[:, :, :3], paint[:, :, 3:]
+        frames = _shadow(frames, cover, dice) * (1 - cover) + colour
+        target = torch.where(is_target[:, None, None, None, None], cover, target * (1 - cover))
+    frames = _film(frames, dice)
+    masks = (target > 0.5).float()
+    return Sample(frames, masks, masks[:, 0].sum((1, 2, 3)) >= SMALLEST)
+
+
+# --------------------------------------------------------------------------------------------- scenes
+
+
+def _scenes(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> tuple[Tensor, Tensor]:
+    """Return scenes (b, t, 4, h, w), the fourth channel the annotated object, and which scenes have one (b,)."""
+    t, frames, masks, own = recipe.frames, [], [], []
+    moving = [i for i, (index, _) in enumerate(bank.tracks) if len(index) > 1]
+    still = [i for i, (index, _) in enumerate(bank.tracks) if len(index) == 1]
+    for _ in range(batch):
+        from_clip = bool(bank.clips) and (dice.chance(recipe.moving) or not bank.stills)
+        tracks = moving if from_clip else still
+        own.append(bool(tracks) and dice.chance(recipe.annotated))
+        if own[-1]:
+            index, mask = bank.tracks[tracks[dice.below(len(tracks))]]
+            order = _order(len(index), t, max(1, recipe.spacing // 2), dice)
+            frames += [index[i] for i in order]
+            masks += [mask[i] for i in order]
+        elif from_clip:
+            first, length = bank.clips[dice.below(len(bank.clips))]
+            frames += [first + i for i in _order(length, t, recipe.spacing, dice)]
+            masks += [0] * t
+        else:
+            frames += [bank.stills[dice.below(len(bank.stills))]] * t
+            masks += [0] * t
+    has = torch.tensor(own, device=bank.frames.device)
+    pixels = bank.frames[torch.tensor(frames, device=bank.frames.device)]
+    objects = bank.masks[torch.tensor(masks, device=bank.frames.device)][:, None]
+    scene = torch.cat([pixels, objects * has.repeat_interleave(t)[:, None, None, None]], 1)
+    return scene.unflatten(0, (batch, t)).float() / 255, has
+
+
+def _order(length: int, wanted: int, spacing: int, dice: Dice) -> list[int]:
+    """Frame numbers of a walk through a clip: a constant stride, either direction, turning back at the ends."""
+    if length == 1:
+        return [0] * wanted
+    stride = 1 + dice.below(max(1, min(spacing, (length - 1) // max(1, wanted - 1) or 1)))
+    room = max(1, length - stride * (wanted - 1))
+    start = dice.below(room)
+    walk = [start + stride * i for i in range(wanted)]
+    if dice.chance(0.5):
+        walk = [length - 1 - i for i in walk]
+    period = 2 * (length - 1)
+    return [min(i % period, period - i % period) for i in walk]
+
+
+def _camera(scene: Tensor, recipe: Recipe, dice: Dice) -> Tensor:
+    """Move, turn, zoom and bend whole scenes smoothly; the picture is mirrored at its borders."""
+    b, t, _, h, w = scene.shape
+    strength = recipe.camera * dice.uniform(b, 1).square() * 1.6
+    time = torch.arange(t, device=scene.device).float()[None]
+    zoom = (1 / (1.02 + 0.35 * dice.uniform(b, 1) * strength + 0.12 * strength * _wave(b, time, dice))).clamp(0.5, 1.0)
+    angle = 0.2 * strength * _wave(b, time, dice)
+    shift = torch.stack([0.18 * strength * _wave(b, time, dice) for _ in range(2)], -1)
+    flip = dice.sign(b, 1)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    rows = torch.stack([cos * flip, -sin * h / w, shift[..., 0], sin * flip * w / h, cos, shift[..., 1]], -1)
+    grid = F.affine_grid(rows.view(b * t, 2, 3), [b * t, 1, h, w], align_corners=False)
+    grid = grid + _bend(b, time, grid, 0.12 * strength, dice)
+    flat = F.grid_sample(scene.flatten(0, 1), grid, padding_mode="reflection", align_corners=False)
+    return flat.unflatten(0, (b, t))
+
+
+def _wave(b: int, time: Tensor, dice: Dice) -> Tensor:
+    """Smooth random motion (b, t), about -1 .. 1, 0 at the start: a drift and a swing."""
+    pace, phase = dice.uniform(b, 1, low=0.1, high=0.7), dice.uniform(b, 1, high=2 * math.pi)
+    drift = dice.normal(b, 1) * 0.12 * time
+    swing = torch.sin(pace * time + phase) - torch.sin(phase)
+    return drift + 0.6 * dice.normal(b, 1) * swing
+
+
+def _bend(b: int, time: Tensor, grid: Tensor, strength: Tensor, dice: Dice) -> Tensor:
+    """Offsets (b t, h, w, 2) of a smooth deformation that changes over time (a thin plate's, on a coarse lattice)."""
+    t = time.shape[-1]
+    ends = dice.normal(3, b, 2, CONTROL, CONTROL)
+    pace = dice.uniform(b, 1, low=0.2, high=0.9) * time
+    weights = torch.stack([torch.ones_like(pace) * 0.5, torch.sin(pace), 1 - torch.cos(pace)])
+    lattice = torch.einsum("nbt,nbcij->btcij", weights, ends) * strength.view(b, 1, 1, 1, 1)
+    smooth = F.interpolate(lattice.flatten(0, 1), size=(SMOOTH, SMOOTH), mode="bicubic", align_corners=True)
+    offsets = F.grid_sample(smooth, grid, padding_mode="border", align_corners=True)
+    assert len(offsets) == b * t
+    return offsets.permute(0, 2, 3, 1)
+
+
+# --------------------------------------------------------------------------------------------- sprites
+
+
+def _cast(bank: Bank, recipe: Recipe, batch: int, slots: list[int], dice: Dice) -> list[list[int]]:
+    """Which object plays in which layer: (l)(b) indices of casts. A moving one as often as a still one."""
+    moving = [i for i, (_, length) in enumerate(bank.casts) if length > 1]
+    still = [i for i, (_, length) in enumerate(bank.casts) if length == 1]
+
+    def choose() -> int:
+        kinds = [kind for kind in (moving, still) if kind]
+        kind = kinds[0] if len(kinds) == 1 or dice.chance(0.4) else kinds[1]
+        return kind[dice.below(len(kind))]
+
+    casts = [[choose() for _ in range(batch)] for _ in range(LAYERS)]
+    for clip, slot in enumerate(slots):
+        if dice.chance(recipe.twin):
+            casts[(slot + 1) % LAYERS][clip] = casts[slot][clip]
+    return casts
+
+
+def _sprites(bank: Bank, cast: list[int], t: int, dice: Dice) -> Tensor:
+    """Pictures of the objects over time, recoloured: (b, t, 4, s, s), colour multiplied by alpha."""
+    index = []
+    for number in cast:
+        first, length = bank.casts[number]
+        index += [first + i for i in _order(length, t, 2, dice)]
+    sprites = bank.sprites[torch.tensor(index, device=bank.sprites.device)].float() / 255
+    sprites = sprites.unflatten(0, (len(cast), t))
+    b = len(cast)
+    colour, alpha = sprites[:, :, :3], sprites[:, :, 3:]
+    if bank.stills and dice.chance(0.5):
+        # a shape filled with a picture: objects that no class has, and edges that mean nothing
+        fill = torch.stack([_patch(bank, sprites.shape[-1], dice) for _ in range(b)])
+        swap = dice.uniform(b, 1, 1, 1, 1) < 0.2
+        colour = torch.where(swap, fill[:, None] * alpha, colour)
+    gain = 1 + 0.25 * dice.normal(b, 1, 1, 1, 1) + 0.1 * dice.normal(b, 1, 3, 1, 1)
+    offset = 0.06 * dice.normal(b, 1, 1, 1, 1)
+    colour = torch.minimum((colour * gain.clamp(0.4, 1.8) + offset * alpha).clamp(min=0), alpha)
+    return torch.cat([colour, alpha], 2)
+
+
+def _patch(bank: Bank, side: int, dice: Dice) -> Tensor:
+    """A square (3, side, side) out of a still."""
+    picture = bank.frames[bank.stills[dice.below(len(bank.stills))]]
+    h, w = picture.shape[-2:]
+    cut = min(side, h, w)
+    y, x = dice.below(h - cut + 1), dice.below(w - cut + 1)
+    patch = picture[None, :, y : y + cut, x : x + cut].float() / 255
+    return F.interpolate(patch, size=(side, side), mode="bilinear", align_corners=False)[0]
+
+
+def _paint(sprites: Tensor, recipe: Recipe, size: tuple[int, int], is_target: Tensor, dice: Dice) -> Tensor:
+    """Lay sprites into frames along smooth paths: (b, t, 4, h, w), colour multiplied by alpha."""
+    b, t = sprites.shape[:2]
+    path = _Path(b, t, size, recipe, is_target, dice)
+    time = torch.arange(t, device=sprites.device).float()[None]
+    # an exposure of up to 0.6 frames, in three parts, blurs what moves fast
+    exposure = [0.0, 0.3, 0.6] if dice.chance(recipe.blur) else [0.0]
+    bend = dice.generator.get_state()
+    painted = sprites.new_zeros(b, t, 4, *size)
+    for part in exposure:
+        dice.generator.set_state(bend)
+        grid = path.grid(time + part)
+        grid = grid + _bend(b, time + part, grid.clamp(-1, 1), path.bend, dice)
+        layer = F.grid_sample(sprites.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
+        painted += layer.unflatten(0, (b, t)) / len(exposure)
+    return painted
+
+
+class _Path:
+    """Where a sprite is, how large and how turned, as a function of time."""
+
+    def __init__(self, b: int, t: int, size: tuple[int, int], recipe: Recipe, is_target: Tensor, dice: Dice) -> None:
+        self.size = size
+        height, width = size
+        unit = height / 240
+        # sides are log-uniform: small targets are as frequent as large ones
+        self.side = torch.exp(dice.uniform(b, 1, low=math.log(34), high=math.log(220))) * unit
+        self.growth = 0.05 * dice.normal(b, 1)
+        self.angle, self.spin = 0.25 * dice.normal(b, 1), 0.06 * dice.normal(b, 1)
+        self.flip = dice.sign(b, 1)
+        self.stretch = torch.exp(0.15 * dice.normal(b, 1))
+        self.start = torch.cat(
+            [dice.uniform(b, 1, low=0.12, high=0.88) * width, dice.uniform(b, 1, low=0.15, high=0.85) * height], 1
+        )
+        heading, speed = dice.uniform(b, high=2 * math.pi), recipe.speed * unit * dice.uniform(b).square()
+        self.velocity = torch.stack([torch.cos(heading), 0.6 * torch.sin(heading)], 1) * speed[:, None]
+        self.swing = recipe.speed * unit * 0.5 * dice.normal(b, 2)
+        self.pace = dice.uniform(b, 2, low=0.3, high=1.4)
+        self.bend = recipe.deform * dice.uniform(b, 1) * 2
+        # leaves to the side and comes back: away in the middle of the clip
+        leaves = (dice.uniform(b) < recipe.leave) & is_target
+        self.away = torch.where(leaves, dice.sign(b) * (width + self.side[:, 0]), torch.zeros(b, device=heading.device))
+        self.middle = dice.uniform(b, 1, low=0.45, high=0.7) * max(t - 1, 1)
+        self.width = dice.uniform(b, 1, low=0.12, high=0.22) * max(t - 1, 1)
+
+    def grid(self, time: Tensor) -> Tensor:
+        """Sampling grid (b t, h, w, 2) in the sprite's coordinates, for times (1, t)."""
+        (h, w), b = self.size, len(self.side)
+        time = time.expand(b, -1)
+        ticks = time[..., None]
+        centre = self.start[:, None] + self.velocity[:, None] * ticks
+        centre = centre + self.swing[:, None] * (torch.cos(self.pace[:, None] * ticks) - 1)
+        absence = torch.exp(-(((time - self.middle) / self.width) ** 2)) * (time > 0)
+        centre = centre + torch.stack([self.away[:, None] * absence, torch.zeros_like(absence)], -1)
+        side = self.side * torch.exp((self.growth * time).clamp(-0.7, 0.7)) / FILLED
+        angle = self.angle + self.spin * time
+        cos, sin = 2 * torch.cos(angle) / side, 2 * torch.sin(angle) / side
+        # output pixels, then pixels from the centre, then the sprite's -1 .. 1
+        a, c = cos * self.flip * self.stretch, sin * self.flip * self.stretch
+        rows = torch.stack([a * w / 2, c * h / 2, -sin / self.stretch * w / 2, cos / self.stretch * h / 2], -1)
+        away = torch.stack([w / 2 - centre[..., 0], h / 2 - centre[..., 1]], -1)
+        to_x = a * away[..., 0] + c * away[..., 1]
+        to_y = (-sin * away[..., 0] + cos * away[..., 1]) / self.stretch
+        theta = torch.stack([rows[..., 0], rows[..., 1], to_x, rows[..., 2], rows[..., 3], to_y], -1)
+        return F.affine_grid(theta.view(-1, 2, 3), [theta.shape[0] * theta.shape[1], 1, h, w], align_corners=False)
+
+
+# --------------------------------------------------------------------------------------------- light and film
+
+
+def _shadow(frames: Tensor, cover: Tensor, dice: Dice) -> Tensor:
+    """Darken what is beside an object, softly: shadows move with it and are not part of it."""
+    if not dice.chance(0.4):
+        return frames
+    dy, dx = dice.below(17) - 4, dice.below(33) - 16
+    flat = torch.roll(cover.flatten(0, 1), (dy, dx), (2, 3))
+    soft = F.avg_pool2d(flat, 9, stride=1, padding=4).unflatten(0, cover.shape[:2])
+    depth = 0.6 * dice.uniform(len(frames), 1, 1, 1, 1)
+    return frames * (1 - depth * soft)
+
+
+def _film(frames: Tensor, dice: Dice) -> Tensor:
+    """What happens between the scene and the file: light that changes, blur, noise, compression."""
+    b, t = frames.shape[:2]
+    time = torch.arange(t, device=frames.device).float()[None]
+
+    def some(share: float) -> Tensor:
+        return (dice.uniform(b, 1, 1, 1, 1) < share).float()
+
+    light = (0.12 * _wave(b, time, dice)).view(b, t, 1, 1, 1) * some(0.4)
+    tint = 0.05 * dice.normal(b, 1, 3, 1, 1) * some(0.5)
+    frames = frames * (1 + light + tint)
+    grey = frames.mean(2, keepdim=True)
+    frames = torch.lerp(frames, grey.expand_as(frames), some(0.06))
+    if dice.chance(0.4):
+        small = F.interpolate(frames.flatten(0, 1), scale_factor=0.6, mode="bilinear", antialias=True)
+        soft = F.interpolate(small, size=frames.shape[-2:], mode="bilinear").unflatten(0, (b, t))
+        frames = torch.lerp(frames, soft, some(0.5))
+    noise = torch.randn(frames.shape, generator=dice.generator, device=frames.device)
+    frames = frames + noise * 0.04 * dice.uniform(b, 1, 1, 1, 1).square() * some(0.5)
+    if dice.chance(0.4):
+        frames = torch.lerp(frames, _compress(frames, dice), some(0.6))
+    return frames.clamp(0, 1)
+
+
+def _compress(frames: Tensor, dice: Dice) -> Tensor:
+    """Block transform coding: the cosine transform of 8x8 blocks, rounded more coarsely at high frequencies."""
+    n = torch.arange(8, device=frames.device).float()
+    basis = torch.cos(math.pi / 8 * (n[None] + 0.5) * n[:, None]) * math.sqrt(2 / 8)
+    basis[0] /= math.sqrt(2)
+    blocks = frames.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)
+    coefficients = basis @ blocks @ basis.T
+    strength = dice.uniform(len(frames), 1, 1, 1, 1, 1, 1, low=0.01, high=0.05)
+    step = strength * (1 + 0.5 * (n[None] + n[:, None]))
+    blocks = basis.T @ (torch.round(coefficients / step) * step) @ basis
+    return blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2, -1)
