@@ -18,6 +18,9 @@ from ciri.frames import ASPECT_TOLERANCE, grow_mask
 
 MODES = ("side by side", "stacked", "wipe", "sweep", "difference")
 
+#: The tint that differs most from what footage usually shows: skin, grass, sky, brick.
+MAGENTA = (1.0, 0.2, 0.9)
+
 #: Pixels between the two pictures; even, so that it does not change the parity of the size.
 GAP = 4
 
@@ -26,7 +29,7 @@ def overlay(
     frames: Tensor,
     masks: Tensor,
     *,
-    colour: tuple[float, float, float] = (1.0, 0.2, 0.3),
+    colour: tuple[float, float, float] = MAGENTA,
     opacity: float = 0.45,
     outline: int = 2,
 ) -> Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ciri.compare import MODES, compare, overlay
+from ciri.compare import MAGENTA, MODES, compare, overlay
 
 from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks, video_preview
 
 COLOURS = {
+    "magenta": MAGENTA,
     "red": (1.0, 0.2, 0.3),
     "green": (0.2, 0.9, 0.3),
     "blue": (0.2, 0.5, 1.0),
     "yellow": (1.0, 0.85, 0.1),
-    "magenta": (1.0, 0.2, 0.9),
     "black": (0.0, 0.0, 0.0),
     "white": (1.0, 1.0, 1.0),
 }
@@ -34,7 +34,9 @@ class MaskOverlay(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The clip: all frames as one batch."),
                 io.Mask.Input("masks", tooltip="One mask per frame, or a single one for all frames."),
-                io.Combo.Input("colour", options=list(COLOURS), default="red", tooltip="Colour of tint and outline."),
+                io.Combo.Input(
+                    "colour", options=list(COLOURS), default="magenta", tooltip="Colour of tint and outline."
+                ),
                 io.Float.Input(
                     "opacity",
                     default=0.45,

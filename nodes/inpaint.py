@@ -58,7 +58,7 @@ class InactivationInpaint(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("inpainted", display_name="images", tooltip="The clip without the object."),
-                io.String.Output("report", display_name="report", tooltip="What was done."),
+                io.String.Output("report", display_name="report", tooltip="What was done, as text."),
             ],
         )
 
@@ -88,4 +88,4 @@ def describe(frames: Tensor, masks: Tensor, backbone: Backbone, grow: int, feath
         lines.append(f"{count - filled} frames have an empty mask and came back untouched.")
     if backbone.facts.trained_for:
         lines.append(f"The backbone was trained for: {backbone.facts.trained_for}. Licence: {backbone.facts.licence}.")
-    return "\n".join(lines + notes)
+    return "\n".join(f"- {line}" for line in lines + notes)

@@ -141,20 +141,30 @@ def _annotations(
 
 
 def describe(track: MaskTrack, name: str, notes: list[str]) -> str:
-    """Say how sure the propagator was: a summary, the notes, then every frame's confidence."""
+    """Say how sure the propagator was: a summary, the notes, then every frame's confidence (Markdown)."""
     confidence, lost = track.confidence, track.lost_frames()
     lowest = int(confidence.argmin())
-    lines = [
-        f"{name}: {len(confidence)} frames, mean confidence {confidence.mean():.2f}, "
-        f"lowest {confidence[lowest]:.2f} at frame {lowest}.",
+    remarks = [
         f"Gone or lost in frames {ranges(lost)}; paint the object again there (key_masks)." if lost else "Never lost.",
         *notes,
         *track.notes,
     ]
+    rows = []
     for start in range(0, len(confidence), 10):
-        row = " ".join(f"{value:.2f}" for value in confidence[start : start + 10])
-        lines.append(f"{start:5d}: {row}")
-    return "\n".join(lines)
+        row = confidence[start : start + 10]
+        rows.append(f"{start}-{start + len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row))
+    return "\n".join(
+        [
+            f"{name}: {len(confidence)} frames, mean confidence {confidence.mean():.2f}, "
+            f"lowest {confidence[lowest]:.2f} at frame {lowest}.",
+            "",
+            *(f"- {remark}" for remark in remarks),
+            "",
+            "Confidence by frame:",
+            "",
+            *(f"- {row}" for row in rows),
+        ]
+    )
 
 
 def ranges(numbers: list[int]) -> str:

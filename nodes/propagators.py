@@ -22,7 +22,17 @@ class PropagatorFlow(io.ComfyNode):
                 "Follows the painted object with optical flow and colour models. Needs no weights and no graphics "
                 "card; best for objects that stay in view and differ from their surroundings."
             ),
-            inputs=[],
+            inputs=[
+                io.Int.Input(
+                    "working_size",
+                    default=480,
+                    min=64,
+                    max=4096,
+                    step=16,
+                    tooltip="Longer side, in pixels, at which the object is followed; larger frames are shrunk to it, "
+                    "the mask's edge is then found at full size. Time grows with its square.",
+                ),
+            ],
             outputs=[
                 PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
             ],
@@ -30,7 +40,7 @@ class PropagatorFlow(io.ComfyNode):
 
     @classmethod
     @plain_errors
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, working_size: int) -> io.NodeOutput:
         from ciri.propagation.flow import FlowPropagator
 
-        return io.NodeOutput(FlowPropagator())
+        return io.NodeOutput(FlowPropagator(working_size=working_size))

@@ -111,7 +111,7 @@ def test_compare_answers_bad_input_in_words(run, inputs, message):
 
 
 def test_overlay_refuses_an_unknown_colour(run):
-    with pytest.raises(CiriError, match="The colour is 'teal'; expected one of red, green"):
+    with pytest.raises(CiriError, match="The colour is 'teal'; expected one of magenta, red"):
         run("CIRI_MaskOverlay", images=clip(), masks=disc(), colour="teal")
 
 
