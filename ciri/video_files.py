@@ -95,8 +95,10 @@ def _even(image: np.ndarray) -> np.ndarray:
 
 
 def _exact() -> Any:
-    """How colours are converted: swscale's default rounding is off by up to two grey levels."""
-    return Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+    """How colours are converted: by default FFmpeg's conversion darkens a clip by one to two grey levels."""
+    return (
+        Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+    )
 
 
 def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:

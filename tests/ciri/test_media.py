@@ -1,0 +1,323 @@
+"""ciri.media and ciri.video_files: what is written is read back, and what was there is kept."""
+
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ciri import media, video_files
+from ciri.errors import MediaError
+
+
+def smooth_clip(count=6, height=48, width=64, seed=0):
+    """A clip that a codec can keep: large soft patches of every colour, another in each frame."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 5, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").clamp(0, 1)
+
+
+def mean_error(a, b):
+    """Mean absolute difference in grey levels; two frames of ``smooth_clip`` differ by about 60."""
+    return float((a - b).abs().mean() * 255)
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "clip.mp4"
+    media.write_clip(path, smooth_clip(), media.Clip(torch.empty(0), fps=30))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- folders of images
+
+
+def test_png_folder_is_lossless(tmp_path):
+    ramp = (torch.arange(256).reshape(1, 1, 16, 16) / 255).expand(2, 3, 16, 16)
+    media.write_clip(tmp_path / "out", ramp)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00000.png", "00001.png"]
+    assert torch.equal(media.read_clip(tmp_path / "out").frames, ramp)
+
+
+def test_colour_channels_are_not_swapped(tmp_path):
+    red = torch.tensor([1.0, 0.5, 0.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
+    media.write_clip(tmp_path / "out", red)
+    by_opencv = cv2.imread(str(tmp_path / "out" / "00000.png"))
+    assert by_opencv[0, 0].tolist() == [0, 128, 255]
+
+
+def test_images_are_ordered_by_number_and_keep_their_names(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (10, 9, 1, 100):
+        media.write_png(folder / f"shot_{number}.png", np.full((4, 4, 3), number, np.uint8))
+    (folder / "notes.txt").write_text("no image")
+    clip = media.read_clip(folder)
+    assert (clip.frames[:, 0, 0, 0] * 255).round().tolist() == [1, 9, 10, 100]
+    media.write_clip(tmp_path / "out", clip.frames, clip)
+    assert {file.stem for file in (tmp_path / "out").iterdir()} == {"shot_1", "shot_9", "shot_10", "shot_100"}
+    assert (media.read_clip(folder, start=1, count=2).frames[:, 0, 0, 0] * 255).round().tolist() == [9, 10]
+
+
+def test_grey_alpha_and_16_bit_images_become_three_channels(tmp_path):
+    levels = np.arange(0, 256, dtype=np.uint16).reshape(16, 16)
+    cv2.imwrite(str(tmp_path / "deep.png"), levels * 257)
+    clip = media.read_clip(tmp_path / "deep.png")
+    assert clip.frames.shape == (1, 3, 16, 16)
+    assert torch.equal((clip.frames[0, 1] * 255).round().long(), torch.from_numpy(levels.astype(np.int64)))
+    rgba = np.dstack([np.full((4, 4, 3), 200, np.uint8), np.zeros((4, 4), np.uint8)])
+    media.write_png(tmp_path / "alpha.png", rgba)
+    assert torch.equal(media.read_clip(tmp_path / "alpha.png").frames, torch.full((1, 3, 4, 4), 200 / 255))
+
+
+# ---------------------------------------------------------------------------------------------- videos
+
+
+def test_video_keeps_pictures_rate_and_count(video):
+    clip = media.read_clip(video)
+    assert clip.frames.shape == (6, 3, 48, 64) and clip.fps == 30
+    assert mean_error(clip.frames, smooth_clip()) < 4
+    # FFmpeg's default conversion would darken the clip by one grey level or more
+    assert (clip.frames - smooth_clip()).mean((0, 2, 3)).mul(255).tolist() == pytest.approx([0, 0, 0], abs=0.6)
+
+
+def test_part_of_a_video(video):
+    part = media.read_clip(video, start=2, count=3)
+    assert torch.equal(part.frames, media.read_clip(video).frames[2:5]) and part.start == 2
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+def test_every_suffix_can_be_written(tmp_path, suffix):
+    media.write_clip(tmp_path / f"clip{suffix}", smooth_clip())
+    assert mean_error(media.read_clip(tmp_path / f"clip{suffix}").frames, smooth_clip()) < 4
+
+
+def test_odd_sides_are_made_even_with_a_note(tmp_path):
+    odd = smooth_clip(height=37, width=53)
+    notes = media.write_clip(tmp_path / "odd.mp4", odd)
+    assert len(notes) == 1 and "54x38" in notes[0]
+    written = media.read_clip(tmp_path / "odd.mp4").frames
+    assert written.shape[2:] == (38, 54)
+    assert mean_error(written, torch.nn.functional.pad(odd, (0, 1, 0, 1), mode="replicate")) < 4
+
+
+def test_masks_are_written_as_grey_video(tmp_path):
+    mask = torch.zeros(3, 1, 32, 32)
+    mask[:, :, 8:24, 8:24] = 1
+    media.write_clip(tmp_path / "mask.mp4", mask)
+    again, _ = media.read_masks(tmp_path / "mask.mp4")
+    assert again.shape == mask.shape and torch.equal((again > 0.5).float(), mask)
+
+
+def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24):
+    """A video of one colour per frame by PyAV alone; tag: colour matrix; sound: int16 samples at 8 kHz."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        if tag:
+            stream.codec_context.colorspace = tag
+        if sound is not None:
+            voice = container.add_stream(sound_codec, rate=8000, layout="mono")
+        for colour in rgb:
+            frame = av.VideoFrame.from_ndarray(np.broadcast_to(np.uint8(colour), (16, 32, 3)).copy(), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=tag)))
+        container.mux(stream.encode())
+        if sound is not None:
+            block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+            block.sample_rate, block.pts, block.time_base = 8000, 0, Fraction(1, 8000)
+            container.mux(voice.encode(block))
+            container.mux(voice.encode())
+    return path
+
+
+def test_the_colour_matrix_of_a_file_is_used_and_kept(tmp_path):
+    # BT.709 read as BT.601 would be wrong by 14 levels in red and 16 in green
+    source = encode(tmp_path / "hd.mp4", [(200, 30, 60)] * 3, tag=1)
+    clip = media.read_clip(source)
+    assert clip.frames[1, :, 8, 8].mul(255).tolist() == pytest.approx([200, 30, 60], abs=2)
+    media.write_clip(tmp_path / "again.mp4", clip.frames, clip)
+    again = media.read_clip(tmp_path / "again.mp4")
+    assert again.video.colour[0] == 1
+    assert again.frames[1, :, 8, 8].mul(255).tolist() == pytest.approx([200, 30, 60], abs=3)
+
+
+def test_a_phone_video_is_turned_upright(tmp_path, video):
+    lying = media.read_clip(video).frames
+    data = bytearray(video.read_bytes())
+    # the display matrix of the track header: identity becomes a quarter turn
+    matrix = data.index(b"tkhd") + 4 + 40
+    one, turned = (1 << 16).to_bytes(4, "big"), (-(1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
+    zero, corner = bytes(4), (1 << 30).to_bytes(4, "big")
+    assert data[matrix : matrix + 4] == one
+    data[matrix : matrix + 36] = zero + one + zero + turned + zero + zero + zero + zero + corner
+    (tmp_path / "phone.mp4").write_bytes(data)
+    upright = media.read_clip(tmp_path / "phone.mp4").frames
+    # this matrix asks players to turn the picture clockwise
+    assert torch.equal(upright, torch.rot90(lying, -1, (2, 3)))
+    by_opencv = cv2.VideoCapture(str(tmp_path / "phone.mp4")).read()[1]
+    assert by_opencv.shape[:2] == upright.shape[2:]
+    expected = torch.from_numpy(by_opencv[..., ::-1].copy()).permute(2, 0, 1) / 255
+    assert mean_error(upright[0], expected) < 6
+
+
+def pitch(path):
+    """The strongest frequency of a file's sound, in Hz, and its length in seconds."""
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]).astype(np.float64)
+    middle = samples[len(samples) // 4 : 3 * len(samples) // 4]
+    strongest = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax()
+    return strongest * rate / len(middle), len(samples) / rate
+
+
+def two_tones(seconds=2):
+    time = np.arange(8000 * seconds) / 8000
+    return np.int16(9000 * np.sin(2 * np.pi * np.where(time < seconds / 2, 400, 1000) * time))
+
+
+def test_sound_is_kept_from_the_first_frame_that_was_read(tmp_path):
+    source = encode(tmp_path / "loud.mp4", [(90, 90, 90)] * 48, sound=two_tones())
+    assert pitch(source)[1] == pytest.approx(2, abs=0.2)
+    second_half = media.read_clip(source, start=24)
+    assert media.write_clip(tmp_path / "half.mp4", second_half.frames, second_half) == []
+    frequency, length = pitch(tmp_path / "half.mp4")
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
+    first_half = media.read_clip(source, count=24)
+    media.write_clip(tmp_path / "first.mp4", first_half.frames, first_half)
+    frequency, length = pitch(tmp_path / "first.mp4")
+    assert frequency == pytest.approx(400, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_sound_that_the_container_cannot_hold_is_left_out_with_a_note(tmp_path):
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1))
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / "out.webm", clip.frames, clip)
+    assert len(notes) == 1 and "sound" in notes[0] and "aac" in notes[0]
+    assert len(media.read_clip(tmp_path / "out.webm").frames) == 24
+
+
+def test_without_pyav_opencv_reads_and_writes(tmp_path, video, monkeypatch):
+    with_pyav = media.read_clip(video)
+    monkeypatch.setattr(video_files, "av", None)
+    clip = media.read_clip(video, start=1, count=4)
+    assert clip.fps == 30 and mean_error(clip.frames, with_pyav.frames[1:5]) < 6
+    notes = media.write_clip(tmp_path / "plain.mp4", clip.frames, clip)
+    assert "without PyAV" in notes[0]
+    assert mean_error(media.read_clip(tmp_path / "plain.mp4").frames, clip.frames) < 5
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(MediaError, match="text"):
+        media.read_clip(tmp_path / "text.mp4")
+
+
+# ---------------------------------------------------------------------------------------------- masks
+
+
+def test_mask_kinds(tmp_path):
+    shape = np.zeros((8, 8), np.uint8)
+    shape[2:5, 3:7] = 1
+    target = torch.from_numpy(shape.astype(np.float32))
+
+    def read(image):
+        cv2.imwrite(str(tmp_path / "mask.png"), image)
+        return media.read_mask(tmp_path / "mask.png")
+
+    photo = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    mask, notes = read(np.dstack([photo, 255 * (1 - shape)]))  # ComfyUI's mask editor: transparent where painted
+    assert torch.equal(mask, target) and notes == []
+    mask, notes = read(255 * shape)
+    assert torch.equal(mask, target) and notes == []
+    mask, notes = read(np.dstack([255 * shape] * 3))
+    assert torch.equal(mask, target) and notes == []
+    mask, notes = read(np.dstack([255 * shape] * 3 + [np.full_like(shape, 255)]))  # opaque RGBA
+    assert torch.equal(mask, target) and notes == []
+    mask, notes = read(shape)  # label numbers
+    assert torch.equal(mask, target) and "0 to 1" in notes[0]
+    mask, notes = read(np.dstack([0 * shape, 0 * shape, 128 * shape]))  # a coloured annotation
+    assert torch.equal(mask, target) and "colour" in notes[0]
+    mask, notes = read(np.uint8(shape * 200))  # soft grey levels stay
+    assert torch.equal(mask, target * (200 / 255)) and notes == []
+    assert not read(np.zeros((8, 8), np.uint8))[0].any()
+
+
+def test_masks_of_a_folder(tmp_path):
+    for index, size in enumerate([2, 3, 4]):
+        image = np.zeros((8, 8), np.uint8)
+        image[:size, :size] = 255
+        cv2.imwrite(str(tmp_path / f"{index}.png"), image)
+    masks, notes = media.read_masks(tmp_path, start=1)
+    assert masks.shape == (2, 1, 8, 8) and masks.sum((1, 2, 3)).tolist() == [9, 16] and notes == []
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+
+
+def bad_inputs(folder):
+    (folder / "empty").mkdir()
+    (folder / "text.mp4").write_text("this is no video")
+    (folder / "nothing.mp4").write_bytes(b"")
+    (folder / "text.png").write_text("this is no image")
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    media.write_png(mixed / "0.png", np.zeros((4, 4, 3), np.uint8))
+    media.write_png(mixed / "1.png", np.zeros((4, 6, 3), np.uint8))
+    cut = folder / "cut"
+    cut.mkdir()
+    media.write_png(cut / "0.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    (cut / "0.png").write_bytes((cut / "0.png").read_bytes()[:60])
+    cv2.imwrite(str(folder / "float.tiff"), np.zeros((4, 4), np.float32))
+    return {
+        "missing.mp4": "does not exist",
+        "empty": "holds no image",
+        "text.mp4": "no video that can be read",
+        "nothing.mp4": "no video that can be read",
+        "text.png": "no image that can be read",
+        "mixed": "6x4 but 0.png is 4x4",
+        "cut": "no image that can be read",
+        "float.tiff": "8 or 16 bits",
+    }
+
+
+def test_bad_clips_are_refused_in_words(tmp_path):
+    for name, words in bad_inputs(tmp_path).items():
+        with pytest.raises(MediaError, match=words):
+            media.read_clip(tmp_path / name)
+
+
+def test_a_file_with_sound_only_is_no_clip(tmp_path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        voice = container.add_stream("aac", rate=8000, layout="mono")
+        block = av.AudioFrame.from_ndarray(two_tones(1)[None], format="s16", layout="mono")
+        block.sample_rate = 8000
+        container.mux(voice.encode(block))
+        container.mux(voice.encode())
+    with pytest.raises(MediaError, match="holds no video"):
+        media.read_clip(tmp_path / "song.mp4")
+
+
+@pytest.mark.parametrize(("start", "count"), [(6, None), (100, 2), (-1, None), (0, 0)])
+def test_frames_outside_the_clip(video, start, count):
+    with pytest.raises(MediaError):
+        media.read_clip(video, start=start, count=count)
+
+
+@pytest.mark.parametrize("name", ["out.gif", "out.txt", "out.png"])
+def test_unknown_output(tmp_path, name):
+    with pytest.raises(MediaError, match="expected a video"):
+        media.check_output(tmp_path / name)
+
+
+def test_output_that_is_something_else(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(MediaError, match="is a file"):
+        media.check_output(tmp_path / "file")
+    with pytest.raises(MediaError, match="is a folder"):
+        media.check_output(tmp_path / "folder.mp4")
+
+
+def test_output_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MediaError, match="cannot be written"):
+        media.write_clip(tmp_path / "file" / "out", smooth_clip(1))
