@@ -20,7 +20,7 @@ RANDOM_FEATURES = 192
 KEY_SAMPLES, UPDATE_SAMPLES = 12_000, 4_000
 RIDGE = 1e-3
 #: Weight of what was seen after the annotated frame, and how much of it is kept from frame to frame.
-RECENT_WEIGHT, RECENT_DECAY = 0.5, 0.95
+RECENT_WEIGHT, RECENT_DECAY = 0.25, 0.95
 #: Weight of the position within the target against colours and gradients.
 POSITION_WEIGHT = 0.5
 #: Every background pixel keeps this weight, however far from the target it is.

@@ -90,8 +90,8 @@ class FlowPropagator:
             tracker = TargetTracker(
                 load(walk.start), _shrink(key_masks[walk.key, 0].cpu().numpy(), self._scale(frames))
             )
-            for index in walk.frames:
-                step = tracker.step(load(index))
+            for index, following in itertools.zip_longest(walk.frames, walk.frames[1:]):
+                step = tracker.step(load(index), None if following is None else load(following))
                 if step.cut:
                     cuts.add(max(index, index + (walk.start > walk.end)))
                 share = walk.weight(index) * (step.confidence + 1e-3)

@@ -23,12 +23,29 @@ MASK_WEIGHT, APPEARANCE_WEIGHT, EVIDENCE_GAIN = 1.0, 1.5, 2.0
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 1e-3
 #: The filter's result is blurred by construction; this much contrast around 0.5 is given back.
 SHARPEN = 1.5
+#: Evidence of motion against the background's.
+MOTION_WEIGHT = 1.0
 #: Below this share of its annotated area the target counts as gone.
 GONE_BELOW = 0.03
 #: A cut: almost nowhere does flow agree with itself, and the colours of the frame change.
 CUT_AGREEMENT, CUT_COLOUR_DISTANCE = 0.25, 0.4
 #: A target that returns: at least this share of its area, this mean score, and nothing on the annotated frame like it.
 RETURN_AREA, RETURN_SCORE = 0.1, 0.35
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Optical flow between two frames a and b, and how far each direction agrees with the other.
+
+    Attributes:
+        forward, backward: float32 (H, W, 2) in pixels, a -> b on a's pixels and b -> a on b's.
+        forward_agreement, backward_agreement: float32 (H, W) in [0, 1].
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+    forward_agreement: np.ndarray
+    backward_agreement: np.ndarray
 
 
 @dataclass
@@ -66,23 +83,31 @@ class TargetTracker:
         scores = self._appearance.score(features, placement(key_mask), whole)
         self._calibrate(scores, key_mask)
         self._lost = self._other_shot = False
+        self._pair: Pair | None = None
 
-    def step(self, frame: np.ndarray) -> Step:
-        """Move on to the next frame, uint8 RGB (H, W, 3)."""
+    def step(self, frame: np.ndarray, following: np.ndarray | None) -> Step:
+        """Move on to the next frame.
+
+        Args:
+            frame: uint8 RGB (H, W, 3), the neighbour of the last one.
+            following: the frame after it, or None at the end of the walk; how it moves on tells what it belongs to.
+        """
         colours = _colour_histogram(frame)
-        flow, agreement = _flow_back(self._frame, frame)
+        before = self._pair or flow_between(self._frame, frame)
+        self._pair = None if following is None else flow_between(frame, following)
         colour_change = cv2.compareHist(colours, self._colours, cv2.HISTCMP_BHATTACHARYYA)
-        cut = float(agreement.mean()) < CUT_AGREEMENT and colour_change > CUT_COLOUR_DISTANCE
+        cut = float(before.backward_agreement.mean()) < CUT_AGREEMENT and colour_change > CUT_COLOUR_DISTANCE
         self._frame, self._colours = frame, colours
         if cut:
             self._lost = self._other_shot = True
-        step = self._find(frame) if self._lost else self._follow(frame, flow, agreement)
+        step = self._find(frame) if self._lost else self._follow(frame, before, self._pair)
         step.cut = cut
         return step
 
-    def _follow(self, frame: np.ndarray, flow: np.ndarray, agreement: np.ndarray) -> Step:
+    def _follow(self, frame: np.ndarray, before: Pair, after: Pair | None) -> Step:
         """Carry the mask along the flow and correct it."""
-        carried = _sample(self._mask, flow)
+        carried = _sample(self._mask, before.backward)
+        agreement = before.backward_agreement
         features = pixel_features(_halve(frame))
         where = placement(_halve(carried))
         region = cv2.dilate(_halve(carried), np.ones((REACH + 3, REACH + 3), np.uint8)) > 0.3
@@ -91,6 +116,7 @@ class TargetTracker:
             MASK_WEIGHT * agreement * (2 * carried - 1)
             + APPEARANCE_WEIGHT * np.clip(_resize(score, carried.shape), -1.5, 1.5)
             + np.clip(_signed_distance(carried) / REACH, -1.5, 1.5)
+            + MOTION_WEIGHT * _motion_evidence(carried, before, after)
         )
         return self._settle(frame, features, 1 / (1 + np.exp(-EVIDENCE_GAIN * evidence)), score, agreement)
 
@@ -155,11 +181,52 @@ def sharpen(mask: GuidedMask) -> GuidedMask:
     return GuidedMask(mask.slope * SHARPEN, (mask.offset - 0.5) * SHARPEN + 0.5)
 
 
-def _flow_back(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flow after -> before, float32 (H, W, 2), and its consistency, float32 (H, W)."""
+def flow_between(before: np.ndarray, after: np.ndarray) -> Pair:
+    """Optical flow between two frames, uint8 RGB (H, W, 3)."""
     pair = torch.from_numpy(np.stack([before, after])).permute(0, 3, 1, 2).float() / 255
     forward, backward = neighbour_flow(pair)
-    return backward[0].permute(1, 2, 0).numpy(), consistency(backward, forward)[0, 0].numpy()
+    agreement = consistency(forward, backward), consistency(backward, forward)
+    return Pair(*(x[0].permute(1, 2, 0).numpy() for x in (forward, backward)), *(x[0, 0].numpy() for x in agreement))
+
+
+def _motion_evidence(carried: np.ndarray, before: Pair, after: Pair | None) -> np.ndarray:
+    """Who moves like the background, -1, and who does not, 1; 0 where flow cannot say.
+
+    What the target uncovers has no past; how it moves on into the following frame tells where it belongs.
+    """
+    evidence, known = _against_background(carried, before.backward, before.backward_agreement)
+    if after is None:
+        return evidence * known
+    onward, known_onward = _against_background(carried, after.forward, after.forward_agreement)
+    return evidence * known + (1 - known) * onward * known_onward
+
+
+def _against_background(carried: np.ndarray, flow: np.ndarray, agreement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Evidence in [-1, 1] from the motion left after the background's, and its weight in [0, 1], both (H, W)."""
+    h, w = carried.shape
+    rows, columns = np.mgrid[4:h:8, 4:w:8]
+    outside = (agreement[rows, columns] > 0.5) & (cv2.dilate(carried, np.ones((9, 9)))[rows, columns] < 0.1)
+    nothing = np.zeros_like(carried)
+    if outside.sum() < 12:
+        return nothing, nothing
+    points = np.stack([columns[outside], rows[outside]], axis=-1).astype(np.float32)
+    model, _ = cv2.estimateAffine2D(
+        points, points + flow[rows, columns][outside], method=cv2.RANSAC, ransacReprojThreshold=1.0, maxIters=300
+    )
+    if model is None:
+        return nothing, nothing
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    model = model.astype(np.float32)
+    rest_x = x * (model[0, 0] - 1) + y * model[0, 1] + model[0, 2] - flow[..., 0]
+    rest_y = x * model[1, 0] + y * (model[1, 1] - 1) + model[1, 2] - flow[..., 1]
+    rest = np.hypot(rest_x, rest_y)
+    target = (carried > 0.5) & (agreement > 0.5)
+    if target.sum() < 12:
+        return nothing, nothing
+    typical = float(np.median(rest[target]))
+    other = float(np.median(rest[rows, columns][outside]))
+    separable = np.clip((typical - 2 * other - 0.5), 0, 1)
+    return np.clip(rest / (0.5 * typical + 1e-3) - 1, -1, 0), separable * agreement
 
 
 def _sample(mask: np.ndarray, flow: np.ndarray) -> np.ndarray:
