@@ -1,0 +1,246 @@
+"""The window driver: runs any published network over a clip of any length.
+
+Each frame is encoded once and each neighbouring flow computed once, kept only as long as a window still needs it;
+references are not decoded; windows without holes are skipped; frames stay where the caller has them and only the
+working window is on the device. Peak memory therefore does not grow with the clip.
+
+Dimensions: t frames of the clip, n frames of a window, l of them local, h w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from ciri.errors import CiriError, OutOfMemoryError
+from ciri.frames import grow_mask
+from ciri.inpainting.base import BackboneFacts
+from ciri.inpainting.blending import Blend, PublishedBlend, SmoothBlend
+from ciri.inpainting.network import Features, WindowNetwork
+from ciri.inpainting.windows import Schedule, Window, without_holes
+from ciri.progress import OnStep, ignore
+
+#: How the map reaches the network. "hard": hole pixels are grey, as the published weights were trained. "blend": the
+#: features of the hard-masked frame inside the map, those of the untouched frame outside (training-free). "gate":
+#: Eq. 1, for weights trained with inactivation. "auto": "gate" for such weights, "hard" for all others.
+Mode = Literal["auto", "hard", "blend", "gate"]
+
+#: References per window unless the schedule says otherwise; the published rule, all of the clip, lets work and memory
+#: of every window grow with the clip's length.
+DEFAULT_REFERENCES = 6
+
+#: Flow networks see grey where the map, grown by this many pixels, is positive: a rim of target would otherwise drag
+#: the flow along.
+FLOW_MARGIN = 4
+
+T = TypeVar("T")
+
+
+class Frames(Protocol):
+    """A clip that may be read lazily: a tensor (t, c, h, w), or anything that gives tensors for lists of indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: list[int]) -> Tensor: ...
+
+
+@dataclass
+class _Clip:
+    """One run's inputs and what is kept of them while windows still need it."""
+
+    frames: Frames
+    maps: Frames
+    features: dict[int, Tensor]
+    flows: dict[int, Tensor]
+
+
+class WindowBackbone:
+    """A published network as a :class:`ciri.inpainting.base.Backbone`.
+
+    Args:
+        network: in evaluation mode, on the device it shall run on.
+        schedule: windows and references; default: every 5th frame, at most :data:`DEFAULT_REFERENCES` references.
+        mode: how the map reaches the network.
+        published: compose as the published programs do, with their 8-bit rounding, and binarise the map at 0 as they
+            do; otherwise blend windows smoothly.
+    """
+
+    def __init__(
+        self,
+        network: WindowNetwork,
+        *,
+        schedule: Schedule | None = None,
+        mode: Mode = "auto",
+        published: bool = False,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise CiriError(f"Mode {mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
+        self.network = network
+        self.schedule = schedule or (Schedule() if published else Schedule(num_ref=DEFAULT_REFERENCES))
+        self.mode = mode
+        self.published = published
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    @property
+    def facts(self) -> BackboneFacts:
+        return self.network.facts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    def resolved_mode(self) -> Mode:
+        """The mode that "auto" stands for with these weights."""
+        if self.mode != "auto":
+            return self.mode
+        return "gate" if self.facts.trained_for == "inactivation" else "hard"
+
+    def describe(self, count: int) -> str:
+        """Say in one line what a run over so many frames does."""
+        windows = self.schedule.windows(count)
+        references = max((len(w.reference) for w in windows), default=0)
+        precision = str(self.network.precision).removeprefix("torch.")
+        return (
+            f"{len(windows)} windows of up to {max((len(w.local) for w in windows), default=0)} frames and "
+            f"{references} references, {precision}, mode {self.resolved_mode()}, "
+            f"{'published 8-bit' if self.published else 'smooth'} composition"
+        )
+
+    def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
+        """See :class:`ciri.inpainting.base.Backbone`."""
+        result = frames.clone()
+        for index, frame in self.stream(frames, inactivation, on_step=on_step):
+            result[index] = frame.to(result)
+        return result
+
+    def stream(self, frames: Frames, inactivation: Frames, *, on_step: OnStep = ignore) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index, finished frame (3, h, w) in [0, 1]) in ascending order; frames without a hole may be missing.
+
+        Args:
+            frames: (t, 3, h, w) in [0, 1], a tensor or a lazy reader; sides as ``facts`` say.
+            inactivation: (t, 1, h, w) in [0, 1], likewise.
+            on_step: called with windows done and in all, and more often than that: it may raise in mid-window.
+
+        Raises:
+            OutOfMemoryError: even the smallest work unit does not fit.
+        """
+        has_hole = [bool((inactivation[[i]] > 0).any()) for i in range(len(frames))]
+        windows = without_holes(self.schedule.windows(len(frames)), has_hole)
+        last_use = {i: number for number, window in enumerate(windows) for i in window.frames}
+        clip, blend = _Clip(frames, inactivation, {}, {}), self._blend()
+        for number, window in enumerate(windows):
+            with torch.no_grad(), self._watched(partial(on_step, number, len(windows))):
+                predictions = self._with_less_memory(partial(self._predict, window, clip))
+            local = list(window.local)
+            blend.add(window, predictions, self._to_device(frames[local]), self._to_device(inactivation[local]))
+            for index in [i for i in clip.features if last_use[i] <= number]:
+                del clip.features[index]
+            for index in [i for i in clip.flows if last_use[i] <= number or last_use[i + 1] <= number]:
+                del clip.flows[index]
+            on_step(number + 1, len(windows))
+            yield from blend.finish(windows[number + 1].local[0] if number + 1 < len(windows) else len(frames))
+
+    def _blend(self) -> Blend:
+        return PublishedBlend() if self.published else SmoothBlend(self.schedule.stride)
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device, torch.float32, non_blocking=True)
+
+    def _predict(self, window: Window, clip: _Clip) -> Tensor:
+        """Run one window: (l, 3, h, w) in [-1, 1]."""
+        missing = [i for i in window.frames if i not in clip.features]
+        for start in range(0, len(missing), self.network.chunk):
+            part = missing[start : start + self.network.chunk]
+            gated = self.gated_features(self._to_device(clip.frames[part]), self._to_device(clip.maps[part]))
+            clip.features.update(zip(part, gated, strict=True))
+        flows = self._flows(window, clip) if self.network.uses_flow and len(window.local) > 1 else None
+        features = torch.stack([clip.features[i] for i in window.frames])[None]
+        return self.network.decode_window(features, len(window.local), flows)[0]
+
+    def gated_features(self, frames: Tensor, maps: Tensor) -> Tensor:
+        """Encode frames and let the map act on them as the mode says.
+
+        Differentiable in the map in the modes "blend" and "gate".
+
+        Args:
+            frames: (n, 3, h, w) in [0, 1].
+            maps: (n, 1, h, w) in [0, 1].
+        """
+        mode, x = self.resolved_mode(), frames * 2 - 1
+        if mode == "hard":
+            return self.network.encode(x * (1 - self._hole(maps)))["out"]
+        fill: Features | None = None
+        if mode == "blend":
+            fill = self.network.encode(x * (1 - self._hole(maps)))
+        return self.network.gate(self.network.encode(x), maps, fill)
+
+    def _hole(self, maps: Tensor) -> Tensor:
+        """The binary hole of a soft map, (n, 1, h, w)."""
+        return (maps > (0 if self.published else 0.5)).float()
+
+    def _flows(self, window: Window, clip: _Clip) -> Tensor:
+        """Flows between the window's neighbouring local frames, (1, l - 1, 2, 2, h', w')."""
+        pairs = list(window.local[:-1])
+        missing = [i for i in pairs if i not in clip.flows]
+        if missing:
+            both = sorted({*missing, *(i + 1 for i in missing)})
+            maps = self._to_device(clip.maps[both]).detach()
+            if self.resolved_mode() != "hard":
+                maps = grow_mask(maps, FLOW_MARGIN)
+            grey = dict(zip(both, (self._to_device(clip.frames[both]) * 2 - 1) * (1 - self._hole(maps)), strict=True))
+            first, second = (torch.stack([grey[i + step] for i in missing]) for step in (0, 1))
+            clip.flows.update(zip(missing, self.network.flows(first, second), strict=True))
+        return torch.stack([clip.flows[i] for i in pairs])[None]
+
+    def _with_less_memory(self, work: Callable[[], T]) -> T:
+        """Repeat work with ever smaller chunks while memory runs out: the result is the same, the peak is lower."""
+        chunk = self.network.chunk
+        try:
+            while True:
+                try:
+                    return work()
+                except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if self.network.chunk == 1:
+                        raise OutOfMemoryError(
+                            f"{self.name} ran out of memory on a single frame's work. Use fewer reference frames, let "
+                            "the window follow the object (crop), or inpaint at a lower resolution."
+                        ) from error
+                self.network.chunk = max(1, self.network.chunk // 2)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        finally:
+            self.network.chunk = chunk
+
+    @contextmanager
+    def _watched(self, tick: Callable[[], object]) -> Iterator[None]:
+        """Call ``tick`` before every part of the network runs, so that an interrupt does not wait for a window."""
+        handles = [
+            child.register_forward_pre_hook(lambda *_: tick())
+            for module in self.network.children()
+            for child in (module.children() if isinstance(module, torch.nn.ModuleList) else [module])
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # PyTorch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

@@ -1,0 +1,224 @@
+"""The window driver against the published programs' plain loop, and what it promises about memory and interrupts."""
+
+import pytest
+import torch
+
+from ciri.errors import CiriError, OutOfMemoryError
+from ciri.inpainting.base import BackboneFacts
+from ciri.inpainting.driver import WindowBackbone
+from ciri.inpainting.network import WindowNetwork
+from ciri.inpainting.published import dilate_cross, plain_loop
+from ciri.inpainting.sttn import STTN
+from ciri.inpainting.windows import Schedule
+
+
+class Stub(WindowNetwork):
+    """Its features are the frames; what it predicts depends on content, order and length of the window."""
+
+    name = "stub"
+    facts = BackboneFacts(trained_for="hard mask")
+
+    def __init__(self):
+        super().__init__()
+        self.encoded, self.decoded, self.fail_above = [], [], None
+
+    def stages(self):
+        return {"out": self.note}
+
+    def note(self, frames):
+        if self.fail_above is not None and len(frames) > self.fail_above:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.encoded.append(len(frames))
+        return frames
+
+    def decode_window(self, features, local, flows=None):
+        self.decoded.append(features.shape[1])
+        return predict(features, local)[None, :local]
+
+
+def predict(window, local):
+    x = window[0].double()
+    n = len(x)
+    place = torch.arange(n, dtype=torch.float64).reshape(n, 1, 1, 1)
+    q = torch.floor(127.5 * (x + 1) + 0.25)
+    total = ((place + 1) * q).sum(0)
+    return ((torch.remainder(3 * q + total + 7 * place + 11 * n, 250) + 0.5) / 127.5 - 1).float()
+
+
+def clip(t=23, h=24, w=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (t, 3, h, w), generator=generator) / 255
+    masks = torch.zeros(t, 1, h, w)
+    for i in range(t):
+        masks[i, 0, 4:12, i % 20 : i % 20 + 8] = 1
+    return frames, dilate_cross(masks)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(), Schedule(3, 4), Schedule(5, 10, 2)])
+def test_published_mode_is_the_plain_loop_to_the_bit(schedule):
+    frames, masks = clip()
+    backbone = WindowBackbone(Stub(), schedule=schedule, published=True)
+    expected = plain_loop(frames, masks, predict, schedule)
+    result = torch.where(masks > 0, backbone.inpaint(frames, masks), frames)
+    assert torch.equal(result, expected)
+
+
+def test_published_mode_is_the_plain_loop_on_a_network():
+    torch.manual_seed(0)
+    network = STTN().eval()
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.rand(7, 3, 48, 96, generator=generator).mul(255).round() / 255
+    masks = torch.zeros(7, 1, 48, 96)
+    masks[:, :, 10:30, 20:60] = 1
+    schedule = Schedule(2, 3)
+
+    def generate(window, local):
+        with torch.no_grad():
+            return network.decode_window(network.encode(window[0])["out"][None], window.shape[1])[0]
+
+    expected = plain_loop(frames, masks, generate, schedule)
+    result = WindowBackbone(network, schedule=schedule, published=True).inpaint(frames, masks)
+    # a last-bit difference may tip a truncation to 8 bit, by one level before the half-and-half average
+    difference = (torch.where(masks > 0, result, frames) - expected).abs()
+    assert (difference > 1e-4).float().mean() < 1e-3 and difference.max() <= 1.01 / 255
+
+
+def test_each_frame_is_encoded_once_and_references_are_not_decoded():
+    frames, masks = clip(t=60)
+    network = Stub()
+    WindowBackbone(network, schedule=Schedule()).inpaint(frames, masks)
+    assert sum(network.encoded) == 60
+
+
+def test_windows_without_holes_are_skipped_and_their_frames_untouched():
+    frames, masks = clip(t=60)
+    masks[10:] = 0
+    network = Stub()
+    result = WindowBackbone(network, schedule=Schedule(num_ref=0)).inpaint(frames, masks)
+    assert len(network.decoded) == 3  # centres 0, 5 and 10 see frames 0 to 9
+    assert torch.equal(result[20:], frames[20:])
+
+
+def test_what_is_kept_does_not_grow_with_the_clip(monkeypatch):
+    most = {}
+    for t in (100, 500):
+        frames, masks = clip(t=t)
+        backbone, kept = WindowBackbone(Stub()), []
+        original = backbone._predict
+        monkeypatch.setattr(
+            backbone, "_predict", lambda w, c, o=original, k=kept: (o(w, c), k.append(len(c.features)))[0]
+        )
+        backbone.inpaint(frames, masks)
+        most[t] = max(kept)
+    assert most[500] <= 1.1 * most[100]
+
+
+def test_frames_may_be_read_lazily():
+    frames, masks = clip()
+
+    class Reader:
+        asked = 0
+
+        def __len__(self):
+            return len(frames)
+
+        def __getitem__(self, indices):
+            Reader.asked = max(Reader.asked, len(indices))
+            return frames[indices]
+
+    expected = WindowBackbone(Stub()).inpaint(frames, masks)
+    for index, frame in WindowBackbone(Stub()).stream(Reader(), masks):
+        assert torch.equal(frame, expected[index])
+    assert Reader.asked <= 11  # never more than the local frames of one window
+
+
+def test_out_of_memory_halves_the_work_and_repeats_it():
+    frames, masks = clip()
+    expected = WindowBackbone(Stub()).inpaint(frames, masks)
+    network = Stub()
+    network.fail_above = 2
+    assert torch.equal(WindowBackbone(network).inpaint(frames, masks), expected)
+    assert max(network.encoded) <= 2 and network.chunk == Stub().chunk
+
+
+def test_out_of_memory_for_good_names_the_knobs():
+    frames, masks = clip(t=3)
+    network = Stub()
+    network.fail_above = 0
+    with pytest.raises(OutOfMemoryError, match="reference frames.*crop"):
+        WindowBackbone(network).inpaint(frames, masks)
+
+
+def test_other_errors_pass_unchanged():
+    class Broken(Stub):
+        def note(self, frames):
+            raise RuntimeError("a bug")
+
+    frames, masks = clip(t=3)
+    with pytest.raises(RuntimeError, match="a bug"):
+        WindowBackbone(Broken()).inpaint(frames, masks)
+
+
+def test_interrupt_in_mid_window_leaves_nothing_behind():
+    torch.manual_seed(0)
+    network = STTN().eval()
+    frames = torch.rand(6, 3, 48, 48)
+    masks = torch.zeros(6, 1, 48, 48)
+    masks[..., 10:20, 10:20] = 1
+    backbone = WindowBackbone(network)
+    expected = backbone.inpaint(frames, masks)
+    calls = []
+
+    def stop(done, total):
+        calls.append(done)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        backbone.inpaint(frames, masks, on_step=stop)
+    assert calls == [0] * 5  # the first window was not finished
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert torch.equal(backbone.inpaint(frames, masks), expected)
+
+
+@pytest.mark.parametrize("t", [1, 2, 4])
+def test_clips_shorter_than_a_window(t):
+    frames, masks = clip(t=t)
+    result = WindowBackbone(Stub()).inpaint(frames, masks)
+    assert result.shape == frames.shape and torch.isfinite(result).all()
+
+
+def test_modes_agree_where_they_must():
+    torch.manual_seed(0)
+    network = STTN().eval()
+    frames, masks = torch.rand(3, 3, 48, 96), torch.zeros(3, 1, 48, 96)
+    masks[:, :, :, :48] = 1
+    hard, blend, gate = (
+        WindowBackbone(network, mode=mode).gated_features(frames, masks) for mode in ("hard", "blend", "gate")
+    )
+    deep, far = slice(0, 8), slice(16, 24)  # feature columns inside the hole, and beyond the receptive field
+    assert torch.allclose(blend[..., deep], hard[..., deep], atol=1e-6)
+    assert torch.allclose(blend[..., far], hard[..., far], atol=1e-6)
+    assert (gate[..., :12] == 0).all() and torch.allclose(gate[..., 12:], blend[..., 12:], atol=1e-6)
+    empty = torch.zeros_like(masks)
+    for mode in ("hard", "blend", "gate"):
+        plain = network.encode(frames * 2 - 1)["out"]
+        assert torch.allclose(WindowBackbone(network, mode=mode).gated_features(frames, empty), plain, atol=1e-6)
+
+
+def test_gradient_reaches_the_map():
+    torch.manual_seed(0)
+    network = STTN().eval().requires_grad_(False)
+    frames = torch.rand(2, 3, 48, 48)
+    for mode in ("blend", "gate"):
+        maps = torch.full((2, 1, 48, 48), 0.3)
+        maps[..., 16:32, 16:32] = 0.8
+        maps.requires_grad_()
+        features = WindowBackbone(network, mode=mode).gated_features(frames, maps)
+        network.decode_window(features[None], 2).mean().backward()
+        assert maps.grad is not None and maps.grad.abs().sum() > 0
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(CiriError, match="soft.*auto, hard, blend, gate"):
+        WindowBackbone(Stub(), mode="soft")
