@@ -199,7 +199,8 @@ def follow_target(
     *,
     margin: float = 1.5,
     multiple: int | tuple[int, int] = 16,
-    minimum: int = 128,
+    minimum: int | tuple[int, int] = 128,
+    aspect: float | None = None,
     smooth: float = 4.0,
 ) -> CropTrack:
     """Choose a window that follows the target smoothly: one size for the clip, always inside the frame.
@@ -212,7 +213,8 @@ def follow_target(
         masks: (T, 1, H, W); the target is where they are positive.
         margin: window size over the target's box size.
         multiple: the window's sides are multiples of this (one number, or one each) unless the frame is smaller.
-        minimum: smallest side in pixels, unless the frame is smaller.
+        minimum: smallest side in pixels (one number, or height and width), unless the frame is smaller.
+        aspect: height over width that the window gets by growing, as far as the frame allows; None = any.
         smooth: standard deviation of the temporal smoothing, in frames.
 
     Raises:
@@ -225,12 +227,15 @@ def follow_target(
         raise MaskError("No frame shows a target, so there is nothing to follow. " + _PAINT)
     sides = (boxes[seen, 2:] - boxes[seen, :2]).amax(0).tolist()
 
-    def side(target: int, frame: int, unit: int) -> int:
-        wanted = max(math.ceil(target * margin), minimum)
+    least, units = as_pair(minimum), as_pair(multiple)
+    wanted_h, wanted_w = (max(target * margin, low) for target, low in zip(sides, least, strict=True))
+    if aspect is not None:
+        wanted_h, wanted_w = max(wanted_h, wanted_w * aspect), max(wanted_w, wanted_h / aspect)
+
+    def side(wanted: float, frame: int, unit: int) -> int:
         return min(math.ceil(wanted / unit) * unit, frame)
 
-    units = as_pair(multiple)
-    size = (side(sides[0], frame_h, units[0]), side(sides[1], frame_w, units[1]))
+    size = (side(wanted_h, frame_h, units[0]), side(wanted_w, frame_w, units[1]))
     centres = (boxes[:, :2] + boxes[:, 2:]).float() / 2
     path = _smooth_over_time(_fill_gaps(centres, seen), smooth)
     half, limit = torch.tensor(size).float() / 2, torch.tensor([frame_h - size[0], frame_w - size[1]])

@@ -33,7 +33,9 @@ class DSTT(WindowNetwork):
     """The generator."""
 
     name = "dstt"
-    facts = BackboneFacts(needs_divisible_by=24, trained_for="hard mask", licence="none given by its authors")
+    facts = BackboneFacts(
+        needs_divisible_by=24, least_window=(240, 432), trained_for="hard mask", licence="none given by its authors"
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class E2FGVI(WindowNetwork):
     """The released network for 432 x 240 frames."""
 
     name = "e2fgvi"
-    facts = BackboneFacts(fixed_size=(240, 432), trained_for="hard mask", licence=LICENCE)
+    facts = BackboneFacts(fixed_size=(240, 432), least_window=(240, 432), trained_for="hard mask", licence=LICENCE)
     uses_flow = True
 
     def __init__(self) -> None:
@@ -131,7 +131,9 @@ class E2FGVIHQ(E2FGVI):
     """The released network for any size that is a multiple of 60 x 108."""
 
     name = "e2fgvi_hq"
-    facts = BackboneFacts(needs_divisible_by=(60, 108), trained_for="hard mask", licence=LICENCE)
+    facts = BackboneFacts(
+        needs_divisible_by=(60, 108), least_window=(240, 432), trained_for="hard mask", licence=LICENCE
+    )
 
     def soft_composition(self) -> SoftComposition:
         """With a convolution in place of the map."""

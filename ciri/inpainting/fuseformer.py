@@ -36,7 +36,9 @@ class FuseFormer(WindowNetwork):
     """The generator."""
 
     name = "fuseformer"
-    facts = BackboneFacts(fixed_size=SIZE, trained_for="hard mask", licence="none given by its authors")
+    facts = BackboneFacts(
+        fixed_size=SIZE, least_window=SIZE, trained_for="hard mask", licence="none given by its authors"
+    )
 
     def __init__(self) -> None:
         super().__init__()

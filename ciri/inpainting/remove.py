@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.errors import MaskError
 from ciri.frames import CropTrack, as_pair, feather_alpha, follow_target, grow_mask, pad_to_multiple, paste_back, unpad
-from ciri.inpainting.base import Backbone
+from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.progress import OnStep, ignore
 
 #: A crop is only worth its seams when it saves at least this share of the pixels.
@@ -48,16 +49,45 @@ def remove(
     if not (grown > 0).any():
         return frames
     alpha = feather_alpha(grown, feather)
-    needs = as_pair(backbone.facts.needs_divisible_by)
-    track = follow_target(alpha, multiple=(max(16, needs[0]), max(16, needs[1]))) if crop else whole_frame(frames)
-    if track.size[0] * track.size[1] > WORTHWHILE * frames.shape[2] * frames.shape[3]:
-        track = whole_frame(frames)
-    window, size = pad_to_multiple(track.cut(frames), needs)
-    hole, _ = pad_to_multiple(track.cut(grown), needs)
-    filled = unpad(backbone.inpaint(window, hole, on_step=on_step), size)
+    track = choose_window(alpha, backbone.facts) if crop else whole_frame(frames)
+    filled = run_at_its_size(track.cut(frames), track.cut(grown), backbone, on_step)
     result = frames.clone()
-    track.put(result, paste_back(track.cut(frames), filled.to(frames.device), track.cut(alpha)))
+    track.put(result, paste_back(track.cut(frames), filled, track.cut(alpha)))
     return result
+
+
+def choose_window(alpha: Tensor, facts: BackboneFacts) -> CropTrack:
+    """The window that follows what is filled (T, 1, H, W), as the backbone wants it, or the whole frame."""
+    least, needs = facts.least_window, as_pair(facts.needs_divisible_by)
+    if facts.fixed_size is None:
+        track = follow_target(alpha, multiple=(max(16, needs[0]), max(16, needs[1])), minimum=least)
+    else:
+        aspect = facts.fixed_size[0] / facts.fixed_size[1]
+        track = follow_target(alpha, multiple=1, minimum=least, aspect=aspect)
+    saved = track.size[0] * track.size[1] <= WORTHWHILE * alpha.shape[2] * alpha.shape[3]
+    return track if saved else whole_frame(alpha)
+
+
+def run_at_its_size(window: Tensor, hole: Tensor, backbone: Backbone, on_step: OnStep = ignore) -> Tensor:
+    """Bring a window (T, 3, h, w) and its hole to a size that the backbone takes, run it, and come back.
+
+    A backbone of one fixed size gets the window scaled to it; the others get it padded.
+    """
+    fixed = backbone.facts.fixed_size
+    if fixed is None:
+        padded, size = pad_to_multiple(window, backbone.facts.needs_divisible_by)
+        padded_hole, _ = pad_to_multiple(hole, backbone.facts.needs_divisible_by)
+        return unpad(backbone.inpaint(padded, padded_hole, on_step=on_step), size).to(window.device)
+    if window.shape[2:] == fixed:
+        return backbone.inpaint(window, hole, on_step=on_step).to(window.device)
+    filled = backbone.inpaint(_resize(window, fixed), _resize(hole, fixed), on_step=on_step)
+    return _resize(filled.to(window.device), (window.shape[2], window.shape[3]))
+
+
+def _resize(clip: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (T, C, H, W) frame by frame: antialiasing needs buffers of several times what it works on."""
+    resized = [F.interpolate(f[None], size, mode="bicubic", align_corners=False, antialias=True) for f in clip]
+    return torch.cat(resized).clamp(0, 1)
 
 
 def whole_frame(frames: Tensor) -> CropTrack:

@@ -39,7 +39,7 @@ class STTN(WindowNetwork):
     """
 
     name = "sttn"
-    facts = BackboneFacts(needs_divisible_by=48, trained_for="hard mask", licence="MIT")
+    facts = BackboneFacts(needs_divisible_by=48, least_window=(240, 432), trained_for="hard mask", licence="MIT")
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,101 @@
+"""remove(): what is outside the pasted region stays, whatever the backbone, its size rules and the clip's size."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciri.errors import MaskError
+from ciri.frames import feather_alpha, grow_mask
+from ciri.inpainting.base import BackboneFacts
+from ciri.inpainting.remove import remove
+
+
+class Painter:
+    """Paints everything it is given, and checks that it is given what its facts ask for."""
+
+    name = "painter"
+
+    def __init__(self, colour=0.25, **facts):
+        self.colour, self.facts, self.seen = colour, BackboneFacts(**facts), []
+
+    def inpaint(self, frames, inactivation, *, on_step=lambda done, total: None):
+        h, w = frames.shape[2:]
+        if self.facts.fixed_size:
+            assert (h, w) == self.facts.fixed_size
+        rows, columns = (
+            self.facts.needs_divisible_by
+            if isinstance(self.facts.needs_divisible_by, tuple)
+            else (self.facts.needs_divisible_by,) * 2
+        )
+        assert h % rows == 0 and w % columns == 0 and inactivation.shape == (len(frames), 1, h, w)
+        self.seen.append((h, w))
+        on_step(1, 1)
+        return torch.full_like(frames, self.colour)
+
+
+@st.composite
+def cases(draw):
+    t, h, w = draw(st.integers(1, 4)), draw(st.integers(9, 150)), draw(st.integers(9, 150))
+    frames = torch.rand(t, 3, h, w, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    masks = torch.zeros(t, 1, h, w)
+    for mask in masks:
+        if draw(st.booleans()):
+            y, x = draw(st.integers(0, h - 3)), draw(st.integers(0, w - 3))
+            mask[:, y : y + draw(st.integers(1, h)), x : x + draw(st.integers(1, w))] = draw(
+                st.sampled_from([0.4, 1.0])
+            )
+    return frames, masks
+
+
+@given(
+    case=cases(),
+    facts=st.sampled_from(
+        [
+            {},
+            {"needs_divisible_by": 24},
+            {"needs_divisible_by": (60, 108)},
+            {"fixed_size": (24, 43)},
+            {"least_window": (100, 120)},
+        ]
+    ),
+    grow=st.integers(-2, 6),
+    feather=st.integers(0, 4),
+    crop=st.booleans(),
+)
+def test_outside_is_bit_identical_and_inside_is_the_backbones(case, facts, grow, feather, crop):
+    frames, masks = case
+    before = frames.clone()
+    result = remove(frames, masks, Painter(**facts), grow=grow, feather=feather, crop=crop)
+    alpha = feather_alpha(grow_mask(masks, grow), feather).expand_as(frames)
+    assert torch.equal(frames, before)  # the input is not written to
+    assert result[alpha == 0].numpy().tobytes() == frames[alpha == 0].numpy().tobytes()
+    assert torch.allclose(result[alpha == 1], torch.tensor(0.25), atol=1e-5)
+    expected = torch.lerp(frames, torch.tensor(0.25), alpha)
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_a_fixed_size_network_gets_a_window_of_its_shape_at_source_resolution():
+    frames, masks = torch.rand(3, 3, 400, 700), torch.zeros(3, 1, 400, 700)
+    masks[:, :, 100:180, 300:380] = 1
+    painter = Painter(fixed_size=(24, 43))
+    remove(frames, masks, painter)
+    assert painter.seen == [(24, 43)]
+
+
+def test_an_empty_map_returns_the_clip_and_runs_nothing():
+    frames, painter = torch.rand(2, 3, 20, 30), Painter()
+    assert torch.equal(remove(frames, torch.zeros(2, 1, 20, 30), painter), frames) and painter.seen == []
+
+
+def test_a_map_of_another_length_is_refused():
+    with pytest.raises(MaskError, match="one mask of the frames' size for every frame"):
+        remove(torch.rand(3, 3, 20, 30), torch.ones(2, 1, 20, 30), Painter())
+
+
+def test_the_callback_may_stop_it():
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remove(torch.rand(1, 3, 20, 30), torch.ones(1, 1, 20, 30), Painter(), on_step=stop)
