@@ -1,0 +1,224 @@
+"""``python -m ciri``: what it writes, what it says, and how it ends."""
+
+import argparse
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ciri import cli, media
+from ciri.commands import _arguments
+from ciri.console import ProgressBar
+
+ROOT = Path(__file__).parents[2]
+COUNT, HEIGHT, WIDTH = 10, 64, 96
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A red square crosses a texture that drifts: frames, clean, true masks, and the first mask as an image."""
+    folder = tmp_path_factory.mktemp("scene")
+    texture = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 255, (HEIGHT, 2 * WIDTH, 3), np.uint8), (0, 0), 2)
+    texture = cv2.normalize(texture, None, 40, 215, cv2.NORM_MINMAX)
+    for name in ("frames", "clean", "masks"):
+        (folder / name).mkdir()
+    for t in range(COUNT):
+        clean = np.ascontiguousarray(texture[:, 2 * t : 2 * t + WIDTH])
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[22:40, 8 + 6 * t : 26 + 6 * t] = 255
+        frame = np.where(mask[..., None] > 0, np.uint8([230, 30, 40]), clean)
+        for name, image in (("frames", frame), ("clean", clean), ("masks", mask)):
+            media.write_png(folder / name / f"{t:05d}.png", image)
+    return folder
+
+
+def run(capsys, *arguments):
+    """Run the command in this process; return exit code and standard error."""
+    code = cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert said.out == ""
+    return code, said.err
+
+
+def local_error(result, scene, start=0):
+    """Mean absolute error in grey levels over the true mask."""
+    after, clean = media.read_clip(result).frames, media.read_clip(scene / "clean", start=start).frames
+    masks, _ = media.read_masks(scene / "masks", start=start)
+    return float((after - clean).abs().mul(masks).sum() / (3 * masks.sum()) * 255)
+
+
+def test_remove_from_one_mask(scene, tmp_path, capsys):
+    out, masks = tmp_path / "out", tmp_path / "masks"
+    code, said = run(
+        capsys, "remove", scene / "frames", "--mask", scene / "masks" / "00000.png", "-o", out,
+        "--save-masks", masks, "--overlay", tmp_path / "look.mp4", "--grow", 2, "--feather", 1,
+    )  # fmt: skip
+    assert code == 0, said
+    assert f"{COUNT} frames" in said
+    assert local_error(scene / "frames", scene) > 60
+    assert local_error(out, scene) < 12
+    followed, true = media.read_masks(masks)[0] > 0.5, media.read_masks(scene / "masks")[0] > 0.5
+    assert float((followed & true).sum() / (followed | true).sum()) > 0.8
+    far = ~(torch.nn.functional.max_pool2d((followed | true).float(), 13, 1, 6) > 0).expand(-1, 3, -1, -1)
+    before = media.read_clip(scene / "frames").frames
+    assert torch.equal(media.read_clip(out).frames[far], before[far])
+    overlay = media.read_clip(tmp_path / "look.mp4").frames
+    assert overlay.shape == (COUNT, 3, HEIGHT, WIDTH)
+
+
+def test_remove_with_a_mask_for_every_frame_from_a_later_start(scene, tmp_path, capsys):
+    part = ["--start", 2, "--frames", 8]
+    code, said = run(capsys, "remove", scene / "frames", "--masks", scene / "masks", "-o", tmp_path / "out", *part)
+    assert code == 0, said
+    assert sorted(file.name for file in (tmp_path / "out").iterdir())[0] == "00002.png"
+    assert local_error(tmp_path / "out", scene, start=2) < 12
+
+
+def test_one_frame_is_a_clip(scene, tmp_path, capsys):
+    part = ["--start", 9, "--frames", 4]
+    code, said = run(capsys, "remove", scene / "frames", "--masks", scene / "masks", "-o", tmp_path / "out", *part)
+    assert code == 0, said
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["00009.png"]
+
+
+def test_video_in_video_out(scene, tmp_path, capsys):
+    clip = media.read_clip(scene / "frames")
+    clip.fps = 12
+    media.write_clip(tmp_path / "in.mp4", clip.frames, clip)
+    code, said = run(
+        capsys, "remove", tmp_path / "in.mp4", "--mask", scene / "masks" / "00000.png", "-o", tmp_path / "out.mp4"
+    )  # fmt: skip
+    assert code == 0, said
+    assert media.read_clip(tmp_path / "out.mp4").fps == 12
+    assert local_error(tmp_path / "out.mp4", scene) < 16
+
+
+def test_propagate_from_a_later_frame_back_to_the_first(scene, tmp_path, capsys):
+    code, said = run(
+        capsys, "propagate", scene / "frames", "--mask", scene / "masks" / "00007.png", "--mask-frame", 7,
+        "-o", tmp_path / "masks", "--overlay", tmp_path / "look",
+    )  # fmt: skip
+    assert code == 0, said
+    assert "confidence: mean" in said
+    followed, true = media.read_masks(tmp_path / "masks")[0] > 0.5, media.read_masks(scene / "masks")[0] > 0.5
+    assert float((followed & true).sum() / (followed | true).sum()) > 0.8
+    assert len(list((tmp_path / "look").iterdir())) == COUNT
+
+
+def bad_calls(scene, folder):
+    """Arguments, and words that the one line on standard error must hold."""
+    frames, mask, out = scene / "frames", scene / "masks" / "00000.png", folder / "out"
+    cv2.imwrite(str(folder / "empty.png"), np.zeros((HEIGHT, WIDTH), np.uint8))
+    cv2.imwrite(str(folder / "square.png"), np.full((50, 50), 255, np.uint8))
+    (folder / "text.mp4").write_text("no video")
+    given = ["--mask", mask, "-o", out]
+    return [
+        (["remove", folder / "missing.mp4", *given], "does not exist"),
+        (["remove", folder / "text.mp4", *given], "no video that can be read"),
+        (["remove", frames, "-o", out], "No --mask"),
+        (["remove", frames, "--mask", folder / "missing.png", "-o", out], "does not exist"),
+        (["remove", frames, "--mask", folder / "empty.png", "-o", out], "is empty"),
+        (["remove", frames, "--mask", folder / "square.png", "-o", out], "aspect ratios"),
+        (["remove", frames, *given, "--masks", scene / "masks"], "Both --mask and --masks"),
+        (["remove", frames, *given, "--mask-frame", 3, "--mask-frame", 4], "1 --mask but 2 --mask-frame"),
+        (["remove", frames, *given, "--mask", mask], "2 --mask but 0 --mask-frame"),
+        (["remove", frames, *given, "--mask-frame", 99], "outside the clip"),
+        (["remove", frames, *given, "--start", 4, "--mask-frame", 2], "lies before --start"),
+        (["remove", frames, *given, "--start", 99], "no frame 99"),
+        (["remove", frames, *given, "--frames", 0], "at least one frame"),
+        (["remove", frames, *given, "--backbone", "magic"], "magic"),
+        (["remove", frames, *given, "--propagator", "magic"], "magic"),
+        (["remove", frames, *given, "--device", "toaster"], "toaster"),
+        (["remove", frames, *given, "--overlay", folder / "look.gif"], ".gif"),
+        (["remove", frames, "--mask", mask, "-o", folder / "out.txt"], ".txt"),
+        (["propagate", frames, "--mask", mask, "-o", folder / "out.txt"], ".txt"),
+        (["propagate", frames, "-o", out], "No --mask"),
+    ]
+
+
+def test_bad_input_ends_in_one_line_and_writes_nothing(scene, tmp_path, capsys):
+    for arguments, words in bad_calls(scene, tmp_path):
+        code, said = run(capsys, *arguments)
+        # a progress bar may have been opened before the library saw the input
+        lines = [line for line in said.splitlines() if not line.startswith(("removing:", "propagating:"))]
+        assert code == 2 and len(lines) == 1 and lines[0].startswith("ciri: "), (arguments, said)
+        assert words in lines[0], (arguments, said)
+        assert not (tmp_path / "out").exists()
+
+
+def test_as_a_program_it_prints_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "ciri", "remove", "nowhere.mp4", "--mask", "m.png", "-o", str(tmp_path / "o")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["vanish"])
+    assert ended.value.code == 2 and "remove" in capsys.readouterr().err
+
+
+def test_interrupt_ends_with_130(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    parser = types.SimpleNamespace(parse_args=lambda arguments: argparse.Namespace(run=interrupted))
+    monkeypatch.setattr(cli, "make_parser", lambda: parser)
+    assert cli.main([]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_command_module_makes_a_command():
+    modules = {file.stem for file in (ROOT / "ciri" / "commands").glob("[a-z]*.py")}
+    assert {"remove", "propagate"} <= modules
+    text = cli.make_parser().format_help()
+    for module in modules:
+        assert module in text
+
+
+def test_the_device_is_a_gpu_only_where_there_is_one():
+    assert _arguments.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert _arguments.choose_device("cpu") == torch.device("cpu")
+
+
+class Terminal:
+    """A stream that remembers what was written; a terminal if asked to be."""
+
+    def __init__(self, live):
+        self.live, self.text = live, ""
+
+    def isatty(self):
+        return self.live
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_progress_bar_fills_on_a_terminal():
+    terminal = Terminal(live=True)
+    bar = ProgressBar("removing", terminal)
+    bar(1, 2)
+    assert "[###############               ]  50%" in terminal.text
+    bar(2, 2)
+    assert "100%" in terminal.text
+    bar.close()
+    assert terminal.text.endswith(" s\n")
+
+
+def test_progress_bar_is_quiet_without_a_terminal():
+    stream = Terminal(live=False)
+    bar = ProgressBar("removing", stream)
+    for step in range(1000):
+        bar(step + 1, 1000)
+    assert stream.text == ""
+    bar.close()
+    assert stream.text.count("\n") == 1
