@@ -1,7 +1,25 @@
-"""Shared settings of the tests."""
+"""Shared settings of the tests, and the one ComfyUI that server and browser tests share."""
 
+import shutil
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from scripts import comfyui
 
 # shared machines stall now and then: a deadline would turn that into a failure
 settings.register_profile("ciri", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ciri")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """A running ComfyUI with this pack and the bundled example in its input folder; skips if none is set up."""
+    if not (comfyui.locate().code / "main.py").is_file():
+        pytest.skip("ComfyUI is not set up; ./test.sh does that")
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "input").mkdir()
+    for file in (comfyui.ROOT / "assets").glob("ciri_example*"):
+        shutil.copy(file, base / "input")
+    with comfyui.Server(base=base) as running:
+        yield running
