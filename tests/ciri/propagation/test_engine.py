@@ -1,0 +1,400 @@
+"""The engine around a network that follows colours exactly: directions, objects, memory, cache, loss, odd clips."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ciri.errors import CiriError, MaskError
+from ciri.errors import OutOfMemoryError as OutOfMemory
+from ciri.propagation.base import LOST_BELOW, Propagator
+from ciri.propagation.engine import Annotation, MemoryPropagator
+from ciri.propagation.tracking import aggregate
+from tests.ciri.propagation.toy_network import ColourNetwork, moving_square, overlap
+
+
+def engine(**options):
+    return MemoryPropagator(ColourNetwork(), **{"precision": "fp32", **options})
+
+
+def test_it_is_a_propagator():
+    assert isinstance(engine(), Propagator)
+    assert engine().name == "colour"
+    assert len(list(engine().parameters_to_refine())) == 1
+
+
+# -------------------------------------------------------------------------------------------- following
+
+
+@pytest.mark.parametrize("start", [0, 7, 15])
+def test_a_target_is_followed_both_ways_from_any_frame(start):
+    frames, masks = moving_square(16)
+    track = engine().propagate(frames, masks[start : start + 1], [start])
+    assert overlap(track.probs, masks).min() == 1
+    assert track.probs.shape == (16, 1, 48, 64)
+    assert track.probs.min() >= 0 and track.probs.max() <= 1
+    assert track.confidence[start] == 1
+    assert (track.confidence > 0.8).all() and (track.confidence <= 1).all()
+    assert track.lost_frames() == [] == track.notes
+
+
+def test_only_the_asked_direction_is_followed():
+    frames, masks = moving_square(9)
+    forward = engine(directions=["forward"]).propagate(frames, masks[4:5], [4])
+    assert not forward.probs[:4].any() and not forward.confidence[:4].any()
+    assert overlap(forward.probs[4:], masks[4:]).min() == 1
+
+
+@pytest.mark.parametrize("size", [(37, 53), (4, 4), (33, 20), (48, 64)])
+def test_any_size(size):
+    # the square begins at the left edge, 16 pixels from the top
+    frames, masks = (x[..., 14:, :][..., : size[0], : size[1]] for x in moving_square(5, 64, 64))
+    track = engine().propagate(frames, masks[:1], [0])
+    assert track.probs.shape == (5, 1, *size)
+    torch.testing.assert_close(track.probs[:1], masks[:1], rtol=0, atol=0)
+
+
+def test_one_frame():
+    frames, masks = moving_square(1)
+    track = engine().propagate(frames, masks, [0])
+    torch.testing.assert_close(track.probs, masks, rtol=0, atol=0)
+    assert track.confidence.tolist() == [1]
+
+
+def test_a_target_over_half_the_frame_and_one_of_a_few_pixels():
+    frames, masks = moving_square(6, side=36, width=48)
+    assert masks[0].mean() > 0.5
+    assert overlap(engine().propagate(frames, masks[:1], [0]).probs, masks).min() == 1
+    frames, masks = moving_square(6, side=4)
+    assert overlap(engine().propagate(frames, masks[:1], [0]).probs, masks).min() == 1
+    # two pixels of a frame that is worked on at a fifth of its size
+    frames, masks = moving_square(4, 240, 320)
+    tiny = torch.zeros_like(masks[:1])
+    tiny[..., 100, 100:102] = 1
+    network = ColourNetwork()
+    seen = []
+    network.encode_value = lambda frame, features, given, others: seen.append(given.max()) or given[..., ::4, ::4]
+    propagator = MemoryPropagator(network, precision="fp32", short_side=48)
+    propagator._ready = lambda: (network, 0, torch.device("cpu"))
+    propagator.propagate(frames, tiny, [0])
+    assert seen[0] > 0.5
+
+
+def test_large_frames_are_worked_on_smaller():
+    frames, masks = (F.interpolate(x, scale_factor=2) for x in moving_square(4))
+    propagator = engine(short_side=48, crop_decoding=False)
+    track = propagator.propagate(frames, masks[:1], [0])
+    assert set(propagator.network.decoded) == {(12, 16)}
+    assert track.probs.shape == masks.shape
+    assert overlap(track.probs, masks).min() > 0.85
+
+
+# --------------------------------------------------------------------------------------- several annotations
+
+
+def test_annotated_frames_are_returned_as_they_were_painted():
+    frames, masks = moving_square(12)
+    wrong = torch.roll(masks[6:7], 8, 2) * 0.8
+    track = engine().propagate(frames, torch.cat([masks[:1], wrong]), [0, 6])
+    torch.testing.assert_close(track.probs[6:7], wrong, rtol=0, atol=0)
+    torch.testing.assert_close(track.probs[:1], masks[:1], rtol=0, atol=0)
+    assert track.confidence[[0, 6]].tolist() == [1, 1]
+
+
+def test_a_correction_brings_back_a_target_that_changed():
+    frames, masks = moving_square(12)
+    green, _ = moving_square(12, colour=(0.1, 0.9, 0.1))
+    frames[6:] = green[6:]
+    first_only = engine().propagate(frames, masks[:1], [0])
+    assert first_only.lost_frames() == [6, 7, 8, 9, 10, 11]
+    corrected = engine().propagate(frames, masks[[0, 9]], [0, 9])
+    assert overlap(corrected.probs, masks).min() == 1
+    assert corrected.lost_frames() == []
+
+
+def test_blending_weighs_by_distance_and_confidence():
+    from ciri.propagation.clip import Geometry
+    from ciri.propagation.engine import _Blend
+    from ciri.propagation.tracking import Prediction
+
+    blend = _Blend(5, 1, (4, 4), torch.device("cpu"), {})
+    geometry = Geometry(4, 4, 4, None)
+    ones = torch.ones(1, 1, 4, 4)
+    blend.add(Prediction(1, [0], ones, torch.tensor([0.9]), [1]), geometry)
+    blend.add(Prediction(1, [0], 0 * ones, torch.tensor([0.6]), [3]), geometry)
+    weights = (0.9 / 1, 0.6 / 3)
+    assert blend.probs[1].mean().item() == pytest.approx(weights[0] / sum(weights))
+    assert blend.confidence[1].item() == pytest.approx((0.9 * weights[0] + 0.6 * weights[1]) / sum(weights))
+
+
+def test_objects_are_told_apart_and_their_order_does_not_matter():
+    frames, red = moving_square(8)
+    frames[:, :, :12, :12] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
+    green = torch.zeros_like(red)
+    green[..., :12, :12] = 1
+    one = engine().propagate_objects(frames, [Annotation(0, 0, red[0]), Annotation(0, 1, green[0])])
+    other = engine().propagate_objects(frames, [Annotation(0, 1, red[0]), Annotation(0, 0, green[0])])
+    assert overlap(one.probs[:, :1], red).min() == 1
+    assert overlap(one.probs[:, 1:], green).min() == 1
+    torch.testing.assert_close(one.probs, other.probs.flip(1))
+    assert (one.probs.sum(1) <= 1 + 1e-6).all()
+
+
+def test_an_object_that_is_annotated_later_has_no_past_going_forward():
+    frames, red = moving_square(8)
+    frames[:, :, :12, :12] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
+    green = torch.zeros_like(red)
+    green[..., :12, :12] = 1
+    annotations = [Annotation(0, 0, red[0]), Annotation(5, 1, green[5])]
+    forward = engine(directions=["forward"]).propagate_objects(frames, annotations)
+    assert not forward.probs[:5, 1].any()
+    assert overlap(forward.probs[5:, 1:], green[5:]).min() == 1
+    assert overlap(forward.probs[:, :1], red).min() == 1
+    both = engine().propagate_objects(frames, annotations)
+    assert overlap(both.probs[:, 1:], green).min() == 1
+
+
+def test_objects_must_be_numbered_without_gaps():
+    frames, red = moving_square(3)
+    for annotations in ([], [Annotation(0, 1, red[0])]):
+        with pytest.raises(MaskError, match="numbered"):
+            engine().propagate_objects(frames, annotations)
+
+
+def test_aggregation_of_one_object_doubles_the_logit():
+    p = torch.linspace(0.001, 0.999, 50)[None]
+    torch.testing.assert_close(aggregate(p), (2 * p.logit()).sigmoid())
+    hard = torch.tensor([[0.0, 1.0]])
+    torch.testing.assert_close(aggregate(hard), hard, rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------- loss
+
+
+def test_a_target_that_leaves_is_reported_and_found_again():
+    frames, masks = moving_square(14)
+    background = moving_square(1, side=0)[0]
+    frames[5:9], masks[5:9] = background, 0
+    track = engine().propagate(frames, masks[:1], [0])
+    assert track.lost_frames() == [5, 6, 7, 8]
+    assert not track.probs[5:9].any() and not track.confidence[5:9].any()
+    assert overlap(track.probs, masks).min() == 1
+    assert any("5-8" in note for note in track.notes)
+
+
+def test_a_faint_answer_is_not_shown_as_a_mask():
+    frames, masks = moving_square(6)
+    # half red: memory answers with a mixture of target and background
+    frames[3:] = moving_square(6, side=0)[0][3:]
+    track = engine(crop_decoding=False).propagate(frames, masks[:1], [0])
+    assert not track.probs[3:].any()
+
+
+def test_what_is_unlike_anything_seen_lowers_the_confidence():
+    frames, masks = moving_square(6)
+    changed = frames.clone()
+    changed[3] = (changed[3] + torch.tensor([0.0, 0.4, -0.1])[:, None, None]).clamp(0, 1)
+    sure = engine().propagate(frames, masks[:1], [0]).confidence
+    unsure = engine().propagate(changed, masks[:1], [0]).confidence
+    assert unsure[3] < sure[3] - 0.1
+
+
+def test_a_new_shot_is_noted():
+    frames, masks = moving_square(12)
+    frames[6:] = 1 - frames[6:]
+    assert any("frames 6" in note for note in engine().propagate(frames, masks[:1], [0]).notes)
+    assert engine().propagate(frames[:6], masks[:1], [0]).notes == []
+
+
+# ------------------------------------------------------------------------------- memory, crop, batch, cache
+
+
+def test_a_budget_that_is_never_reached_changes_nothing():
+    frames, masks = moving_square(20)
+    options = {"memory_every": 2, "store_above": None}
+    bounded = engine(memory_budget=10, **options).propagate(frames, masks[:1], [0])
+    unbounded = engine(memory_budget=1000, **options).propagate(frames, masks[:1], [0])
+    torch.testing.assert_close(bounded.probs, unbounded.probs)
+
+
+@pytest.mark.parametrize("include_last", [False, True])
+def test_which_frames_enter_the_memory(include_last, monkeypatch):
+    from ciri.propagation.memory import Memory
+
+    stores = []
+    append = Memory.append
+    monkeypatch.setattr(
+        Memory, "append", lambda self, t, *args, **kind: (stores.append((t, kind)), append(self, t, *args, **kind))[1]
+    )
+    frames, masks = moving_square(12)
+    engine(memory_every=4, include_last=include_last).propagate(frames, masks[:1], [0])
+    forward = stores[:-1] if stores[-1][0] == 0 else stores
+    permanent = [t for t, kind in forward if not kind.get("temporary")]
+    temporary = [t for t, kind in forward if kind.get("temporary")]
+    assert permanent == [0, 4, 8]
+    # the last frame is read by nobody
+    assert temporary == ([1, 2, 3, 5, 6, 7, 9, 10] if include_last else [])
+
+
+def test_doubtful_frames_do_not_enter_the_memory():
+    frames, masks = moving_square(12)
+    frames[4:6] = moving_square(1, side=0)[0]
+    trusting, careful = engine(store_above=None), engine(store_above=LOST_BELOW)
+    for propagator in (trusting, careful):
+        propagator.network.values = 0
+        propagator._ready()
+
+        def counted(*args, network=propagator._twin[1], root=propagator.network):
+            root.values += 1
+            return ColourNetwork.encode_value(network, *args)
+
+        propagator._twin[1].encode_value = counted
+        propagator.propagate(frames, masks[:1], [0])
+    # two frames without a target, one of them due
+    assert trusting.network.values - careful.network.values == 2
+
+
+@pytest.mark.parametrize("size", [(48, 64), (37, 53)])
+def test_decoding_a_part_is_decoding_the_whole(size):
+    frames, masks = (x[..., : size[0], : size[1]] for x in moving_square(10))
+    whole, part = engine(crop_decoding=False), engine()
+    a, b = (p.propagate(frames, masks[:1], [0]).probs for p in (whole, part))
+    # outside the part the mask is exactly 0, where the whole has the colour network's 1e-8
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert max(h * w for h, w in part.network.decoded) < min(h * w for h, w in whole.network.decoded)
+
+
+def test_batches_change_nothing():
+    frames, masks = moving_square(11)
+    single, batched = engine(batch=1), engine(batch=4)
+    a, b = (p.propagate(frames, masks[3:4], [3]).probs for p in (single, batched))
+    torch.testing.assert_close(a, b)
+    assert set(single.network.encoded) == {1} and max(batched.network.encoded) == 4
+    assert sum(batched.network.encoded) == 11
+
+
+def test_a_second_call_on_the_same_clip_encodes_nothing_again():
+    frames, masks = moving_square(10)
+    propagator = engine()
+    first = propagator.propagate(frames, masks[:1], [0])
+    count = sum(propagator.network.encoded)
+    assert count == 10
+    again = propagator.propagate(frames.clone(), masks[:1], [0])
+    propagator.propagate(frames, masks[4:5], [4])
+    assert sum(propagator.network.encoded) == count
+    torch.testing.assert_close(again.probs, first.probs, rtol=0, atol=0)
+
+
+def test_changed_pixels_or_weights_are_encoded_again():
+    frames, masks = moving_square(6)
+    propagator = engine()
+    propagator.propagate(frames, masks[:1], [0])
+    frames[2, 0, 0, 0] += 1e-3
+    propagator.propagate(frames, masks[:1], [0])
+    assert sum(propagator.network.encoded) == 7
+    with torch.no_grad():
+        propagator.network.scale.mul_(1 + 1e-6)
+    propagator.propagate(frames, masks[:1], [0])
+    assert sum(propagator.network.encoded) == 13
+
+
+def test_the_cache_is_bounded_and_keeps_the_first_frames():
+    frames, masks = moving_square(10)
+    one = 3 * 48 * 64 * 4 + 3 * 12 * 16 * 4
+    propagator = engine(cache_bytes=4 * one)
+    propagator.propagate(frames, masks[:1], [0])
+    propagator.propagate(frames, masks[:1], [0])
+    assert sum(propagator.network.encoded) == 10 + 6
+    # another clip pushes out what the last call left
+    propagator.propagate(1 - frames, masks[:1], [0])
+    propagator.propagate(1 - frames, masks[:1], [0])
+    assert sum(propagator.network.encoded) == 16 + 10 + 6
+    assert propagator._cache._bytes <= 4 * one
+
+
+def test_two_thousand_frames_in_bounded_memory():
+    frames, masks = moving_square(12, 24, 32, side=8)
+    frames, masks = frames.repeat(167, 1, 1, 1)[:2000], masks.repeat(167, 1, 1, 1)[:2000]
+    propagator = engine(memory_budget=8, cache_bytes=1 << 16)
+    track = propagator.propagate(frames, masks[:1], [0])
+    assert overlap(track.probs, masks).min() == 1
+    assert propagator._cache._bytes <= 1 << 16
+
+
+# --------------------------------------------------------------------------------------- being a good guest
+
+
+def test_progress_counts_frames_and_may_stop_the_work():
+    frames, masks = moving_square(9)
+    propagator, steps = engine(), []
+    whole = propagator.propagate(frames, masks[3:4], [3], on_step=lambda *step: steps.append(step))
+    assert steps == [(i, 10) for i in range(1, 11)]
+
+    def stop(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        propagator.propagate(frames, masks[3:4], [3], on_step=stop)
+    again = propagator.propagate(frames, masks[3:4], [3])
+    torch.testing.assert_close(again.probs, whole.probs, rtol=0, atol=0)
+
+
+def test_nothing_that_was_given_is_changed():
+    frames, masks = moving_square(6)
+    before, propagator = (frames.clone(), masks.clone()), engine()
+    weight = propagator.network.scale.detach().clone()
+    propagator.propagate(frames, masks[:1], [0])
+    torch.testing.assert_close((frames, masks), before, rtol=0, atol=0)
+    assert torch.equal(propagator.network.scale, weight) and propagator.network.scale.requires_grad
+
+
+def test_called_under_inference_mode_it_can_be_refined_afterwards():
+    frames, masks = moving_square(4)
+    propagator = engine()
+    with torch.inference_mode():
+        propagator.propagate(frames.clone(), masks[:1].clone(), [0])
+    twin = copy.deepcopy(propagator)
+    features = twin.network.encode_key(frames[:1])
+    features.key.sum().backward()
+    assert twin.network.scale.grad is not None and propagator.network.scale.grad is None
+    # frames of the first call come from the cache: what it holds must be usable here
+    propagator.propagate(frames, masks[:1], [0])
+
+
+def test_a_copy_has_its_own_weights_and_an_empty_cache():
+    frames, masks = moving_square(4)
+    propagator = engine()
+    propagator.propagate(frames, masks[:1], [0])
+    twin = copy.deepcopy(propagator)
+    assert len(propagator._cache) == 4 and len(twin._cache) == 0
+    with torch.no_grad():
+        twin.network.scale.zero_()
+    assert propagator.network.scale == 40
+
+
+def test_half_precision_gives_the_same_masks_in_float32():
+    frames, masks = moving_square(6)
+    for precision in ("bf16", "fp16"):
+        track = engine(precision=precision).propagate(frames, masks[:1], [0])
+        assert track.probs.dtype == torch.float32
+        assert overlap(track.probs, masks).min() == 1
+
+
+def test_an_unknown_precision_is_an_error():
+    frames, masks = moving_square(2)
+    with pytest.raises(CiriError, match="auto, fp32"):
+        engine(precision="int4").propagate(frames, masks[:1], [0])
+
+
+def test_running_out_of_memory_names_the_knobs(monkeypatch):
+    frames, masks = moving_square(2)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    propagator = engine()
+    monkeypatch.setattr(ColourNetwork, "decode", fail)
+    with pytest.raises(OutOfMemory, match="memory budget"):
+        propagator.propagate(frames, masks[:1], [0])
