@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, TypeVar, get_args
 
@@ -69,6 +69,7 @@ class WindowBackbone:
         mode: how the map reaches the network.
         published: compose as the published programs do, with their 8-bit rounding, and binarise the map at 0 as they
             do; otherwise blend windows smoothly.
+        trained_for: what these weights were trained for, where that differs from the published ones.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class WindowBackbone:
         schedule: Schedule | None = None,
         mode: Mode = "auto",
         published: bool = False,
+        trained_for: str | None = None,
     ) -> None:
         if mode not in get_args(Mode):
             raise CiriError(f"Mode {mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
@@ -85,14 +87,13 @@ class WindowBackbone:
         self.schedule = schedule or (Schedule() if published else Schedule(num_ref=DEFAULT_REFERENCES))
         self.mode = mode
         self.published = published
+        self.facts: BackboneFacts = network.facts
+        if trained_for is not None:
+            self.facts = replace(network.facts, trained_for=trained_for)
 
     @property
     def name(self) -> str:
         return self.network.name
-
-    @property
-    def facts(self) -> BackboneFacts:
-        return self.network.facts
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,99 @@
+"""From a weight file to a backbone: which network it is, checked strictly, on its device, in its precision."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from ciri.checkpoints import load_strictly, read_state_dict
+from ciri.errors import CheckpointError
+from ciri.inpainting.driver import Mode, WindowBackbone
+from ciri.inpainting.dstt import DSTT
+from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, load_e2fgvi
+from ciri.inpainting.fuseformer import FuseFormer
+from ciri.inpainting.network import WindowNetwork
+from ciri.inpainting.sttn import STTN
+from ciri.inpainting.windows import Schedule
+from ciri.propagation.precision import choose_dtype
+from ciri.signatures import identify, signature_of
+
+#: The published networks by the names of :mod:`ciri.signatures`.
+NETWORKS: dict[str, type[WindowNetwork]] = {
+    network.name: network for network in (E2FGVI, E2FGVIHQ, FuseFormer, DSTT, STTN)
+}
+
+
+def load_backbone(
+    path: str | os.PathLike[str],
+    *,
+    expected: Collection[str] = tuple(NETWORKS),
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    schedule: Schedule | None = None,
+    mode: Mode = "auto",
+    published: bool = False,
+) -> WindowBackbone:
+    """Load a published or trained weight file as a backbone.
+
+    Args:
+        path: .safetensors, .pth or .pt, as its authors released it or converted.
+        expected: names of the networks that it may hold.
+        device: where the network runs.
+        precision: "auto" (bfloat16 or float16 where the processor is faster in it), "fp32", "bf16" or "fp16".
+        schedule, mode, published: see :class:`ciri.inpainting.driver.WindowBackbone`.
+
+    Raises:
+        CheckpointError: unreadable, of another network than expected, or incomplete.
+    """
+    device = torch.device(device)
+    state, metadata = read_state_dict(path)
+    model = identify(state, metadata)
+    if model not in expected or model not in NETWORKS:
+        wanted = " or ".join(_title(name) for name in expected)
+        what = f"{_title(model)} weights" if model else "weights of no model that is known here"
+        raise CheckpointError(f"{os.fspath(path)} holds {what}; expected {wanted}.")
+    if issubclass(NETWORKS[model], E2FGVI):
+        network: WindowNetwork = load_e2fgvi(path)
+    else:
+        network = NETWORKS[model]()
+        load_strictly(network, state, model=model, path=path)
+    network.gate_points = gate_points(metadata, network, path)
+    network.precision = torch.float32 if published else choose_dtype(precision, device)
+    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return WindowBackbone(
+        network.requires_grad_(False),
+        schedule=schedule,
+        mode=mode,
+        published=published,
+        trained_for=metadata.get("trained_for"),
+    )
+
+
+def gate_points(metadata: Mapping[str, str], network: WindowNetwork, path: Any) -> tuple[str, ...]:
+    """Where Eq. 1 acts: what weights trained with inactivation say of themselves, else the encoder's output.
+
+    Raises:
+        CheckpointError: a point that the network does not have.
+    """
+    if "gate_points" not in metadata:
+        return network.gate_points
+    try:
+        points = tuple(str(point) for point in json.loads(metadata["gate_points"]))
+    except ValueError:
+        points = tuple(metadata["gate_points"].split(","))
+    unknown = [point for point in points if point not in network.stages()]
+    if unknown or not points:
+        raise CheckpointError(
+            f"{os.fspath(path)} names the gate points {', '.join(points) or 'none'}; {network.name} has "
+            f"{', '.join(network.stages())}. The file was not made for this network."
+        )
+    return points
+
+
+def _title(model: str | None) -> str:
+    signature = signature_of(model)
+    return signature.title if signature else str(model)
