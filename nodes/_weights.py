@@ -1,0 +1,59 @@
+"""Weight files in ``models/ciri``: which of them belong to a model, and what to say when there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from functools import lru_cache
+
+import folder_paths
+
+from ciri.checkpoints import summarise
+from ciri.errors import CheckpointError
+from ciri.signatures import signature_of
+
+#: Shown in place of a file where there is none: a combo without any option would be a broken node.
+NONE_FOUND = "(no file found)"
+
+
+def weight_files(models: Collection[str]) -> list[str]:
+    """Names of the files in ``models/ciri`` whose keys and shapes are those of one of the models."""
+    found = []
+    for name in folder_paths.get_filename_list("ciri"):
+        path = folder_paths.get_full_path("ciri", name)
+        if path is not None:
+            status = os.stat(path)
+            if _model_of(path, status.st_mtime_ns, status.st_size) in models:
+                found.append(name)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _model_of(path: str, _changed: int, _size: int) -> str | None:
+    """The model that a file holds; looked at once per file and change, as ComfyUI asks for the list very often."""
+    try:
+        return summarise(path).model
+    except CheckpointError:
+        return None
+
+
+def options(models: Collection[str]) -> list[str]:
+    """What a loader's combo offers."""
+    return weight_files(models) or [NONE_FOUND]
+
+
+def path_of(name: str, models: Collection[str]) -> str:
+    """Return the full path of a chosen weight file.
+
+    Raises:
+        CheckpointError: it is not there; the text names the models, their published files and the folder.
+    """
+    path = None if name == NONE_FOUND else folder_paths.get_full_path("ciri", name)
+    if path is not None:
+        return path
+    titles = " or ".join(signature.title for model in models if (signature := signature_of(model)))
+    folder = folder_paths.get_folder_paths("ciri")[0]
+    missing = f"There is no weight file of {titles} yet" if name == NONE_FOUND else f"The weight file {name!r} is gone"
+    raise CheckpointError(
+        f"{missing}. Put the checkpoint that its authors published into {folder}, then press R to refresh the list."
+    )
