@@ -6,8 +6,8 @@ How to add a node
        ``execute``, imports of ``ciri`` models inside ``execute`` (a missing weight must not keep the pack from
        loading). A new propagator or backbone only has to return its object on the common socket.
     2. Add the class to ``NODES`` below.
-    3. Write its help: ``web/docs/<id>/en.md`` and ``zh.md``, with a picture, and its Chinese texts in
-       ``locales/zh/nodeDefs.json``.
+    3. Write its help: ``web/docs/<id>.md`` and ``web/docs/<id>/zh.md``, with a picture (``scripts/make_pictures.py``),
+       and its Chinese texts in ``locales/zh/nodeDefs.json``.
     4. Run ``CIRI_UPDATE=1 python -m pytest tests/nodes/test_schema.py``: it writes the schema snapshot and the
        English texts, and then tells what is still missing. Look at the diff: saved workflows store widget values by
        position, so inputs are only ever appended, and ids never change.
