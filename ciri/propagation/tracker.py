@@ -1,6 +1,6 @@
 """Follows one target from frame to frame: flow carries its mask, its appearance corrects it.
 
-Dimensions: h w pixels of the working frames; features live at half that size.
+Dimensions: h w pixels of the working frames.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from ciri.propagation.appearance import AppearanceModel, Placement, pixel_featur
 from ciri.propagation.base import LOST_BELOW
 from ciri.propagation.guided_filter import GuidedMask, guided_filter
 
+Window = tuple[slice, slice]
+#: A step looks this many pixels beyond the target.
+MARGIN = 40
+#: Features are taken at full resolution where the target's window has at most this many pixels, else at half.
+FULL_DETAIL = 80_000
 #: How far in pixels the edge may move beyond what flow says.
-REACH = 16
+REACH = 24
 #: Evidence is a sum: the carried mask, the appearance, and the distance to the carried edge.
 MASK_WEIGHT, APPEARANCE_WEIGHT, EVIDENCE_GAIN = 1.0, 1.5, 2.0
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 1e-3
@@ -74,13 +79,13 @@ class TargetTracker:
             mask: float32 (H, W) in [0, 1].
         """
         self._frame, self._mask = frame, mask
-        features = pixel_features(_halve(frame))
-        key_mask = _halve(mask)
+        rows, columns = _window(mask)
+        self._stride = 1 if mask[rows, columns].size <= FULL_DETAIL else 2
+        features, key_mask = pixel_features(self._shrink(frame)), self._shrink(mask)
         self._appearance = AppearanceModel(features, key_mask)
         self._area = float((mask > 0.5).sum())
         self._colours = self._key_colours = _colour_histogram(frame)
-        whole = np.ones(key_mask.shape, bool)
-        scores = self._appearance.score(features, placement(key_mask), whole)
+        scores = self._appearance.score(features, placement(key_mask), np.ones(key_mask.shape, bool))
         self._calibrate(scores, key_mask)
         self._lost = self._other_shot = False
         self._pair: Pair | None = None
@@ -107,24 +112,36 @@ class TargetTracker:
     def _follow(self, frame: np.ndarray, before: Pair, after: Pair | None) -> Step:
         """Carry the mask along the flow and correct it."""
         carried = _sample(self._mask, before.backward)
-        agreement = before.backward_agreement
-        features = pixel_features(_halve(frame))
-        where = placement(_halve(carried))
-        region = cv2.dilate(_halve(carried), np.ones((REACH + 3, REACH + 3), np.uint8)) > 0.3
-        score = self._appearance.score(features, where, region)
+        window = _window(carried)
+        motion = _motion_evidence(carried, before, after, window)
+        carried, agreement = carried[window], before.backward_agreement[window]
+        features, small = pixel_features(self._shrink(frame[window])), self._shrink(carried)
+        side = REACH // self._stride | 1
+        region = cv2.dilate(small, np.ones((side, side), np.uint8)) > 0.3
+        score = self._appearance.score(features, placement(small), region)
         evidence = (
             MASK_WEIGHT * agreement * (2 * carried - 1)
             + APPEARANCE_WEIGHT * np.clip(_resize(score, carried.shape), -1.5, 1.5)
             + np.clip(_signed_distance(carried) / REACH, -1.5, 1.5)
-            + MOTION_WEIGHT * _motion_evidence(carried, before, after)
+            + MOTION_WEIGHT * motion
         )
-        return self._settle(frame, features, 1 / (1 + np.exp(-EVIDENCE_GAIN * evidence)), score, agreement)
+        raw = 1 / (1 + np.exp(-EVIDENCE_GAIN * evidence))
+        return self._settle(frame, window, features, raw, score, agreement)
 
     def _settle(
-        self, frame: np.ndarray, features: np.ndarray, raw: np.ndarray, score: np.ndarray, agreement: np.ndarray
+        self,
+        frame: np.ndarray,
+        window: Window,
+        features: np.ndarray,
+        raw: np.ndarray,
+        score: np.ndarray,
+        agreement: np.ndarray,
     ) -> Step:
-        """Move the edge onto the image's edges, judge the result, and learn from it unless it is lost."""
-        image = frame.astype(np.float32) / 255
+        """Move the edge onto the image's edges, judge the result, and learn from it unless it is lost.
+
+        All but the frame are the window's content.
+        """
+        image = frame[window].astype(np.float32) / 255
         guided = sharpen(guided_filter(image, raw.astype(np.float32), GUIDE_RADIUS, GUIDE_EPSILON))
         mask = guided.on(image)
         target = mask > 0.5
@@ -132,13 +149,19 @@ class TargetTracker:
         confidence = self._confidence(target, score, agreement)
         if area < max(GONE_BELOW * self._area, 1) or confidence < LOST_BELOW:
             self._lost = True
-            self._mask = np.zeros_like(mask)
             return Step(None, 0.0)
         self._lost = self._other_shot = False
-        self._mask = mask
-        small = _halve(mask)
+        self._mask = np.zeros(frame.shape[:2], np.float32)
+        self._mask[window] = mask
+        small = self._shrink(mask)
         self._appearance.adapt(features, small, placement(small))
-        return Step(guided, confidence)
+        return Step(_embed(guided, frame.shape[:2], window), confidence)
+
+    def _shrink(self, image: np.ndarray) -> np.ndarray:
+        """To the resolution of the features."""
+        h, w = image.shape[:2]
+        size = ((w + self._stride - 1) // self._stride, (h + self._stride - 1) // self._stride)
+        return image if self._stride == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
     def _confidence(self, target: np.ndarray, score: np.ndarray, agreement: np.ndarray) -> float:
         """How far appearance and flow support the mask: in [0, 1]."""
@@ -161,19 +184,20 @@ class TargetTracker:
             change = cv2.compareHist(self._colours, self._key_colours, cv2.HISTCMP_BHATTACHARYYA)
             if change > CUT_COLOUR_DISTANCE / 2:
                 return Step(None, 0.0)
-        features = pixel_features(_halve(frame))
+        features = pixel_features(self._shrink(frame))
         h, w = features.shape[:2]
         everywhere = np.ones((h, w), bool)
         # no position: the target may come back anywhere
         score = self._appearance.score(features, Placement(w / 2, h / 2, 1e6), everywhere)
         blob, size = _largest_blob(score > RETURN_SCORE * self._typical_score)
-        enough = max(RETURN_AREA * self._area / 4, 2.0 * self._largest_lookalike, 2)
-        if size < enough or size > self._area:
+        enough = max(RETURN_AREA * self._area / self._stride**2, 2.0 * self._largest_lookalike, 2)
+        if size < enough or size > 2 * self._area / self._stride**2:
             return Step(None, 0.0)
         near = cv2.dilate(blob.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         raw = np.where(near, 1 / (1 + np.exp(-2 * EVIDENCE_GAIN * score)), 0)
         shape = frame.shape[:2]
-        return self._settle(frame, features, _resize(raw, shape), score, np.ones(shape, np.float32))
+        whole = slice(0, shape[0]), slice(0, shape[1])
+        return self._settle(frame, whole, features, _resize(raw, shape), score, np.ones(shape, np.float32))
 
 
 def sharpen(mask: GuidedMask) -> GuidedMask:
@@ -189,24 +213,26 @@ def flow_between(before: np.ndarray, after: np.ndarray) -> Pair:
     return Pair(*(x[0].permute(1, 2, 0).numpy() for x in (forward, backward)), *(x[0, 0].numpy() for x in agreement))
 
 
-def _motion_evidence(carried: np.ndarray, before: Pair, after: Pair | None) -> np.ndarray:
+def _motion_evidence(carried: np.ndarray, before: Pair, after: Pair | None, window: Window) -> np.ndarray:
     """Who moves like the background, -1, and who does not, 1; 0 where flow cannot say.
 
     What the target uncovers has no past; how it moves on into the following frame tells where it belongs.
     """
-    evidence, known = _against_background(carried, before.backward, before.backward_agreement)
+    evidence, known = _against_background(carried, before.backward, before.backward_agreement, window)
     if after is None:
         return evidence * known
-    onward, known_onward = _against_background(carried, after.forward, after.forward_agreement)
+    onward, known_onward = _against_background(carried, after.forward, after.forward_agreement, window)
     return evidence * known + (1 - known) * onward * known_onward
 
 
-def _against_background(carried: np.ndarray, flow: np.ndarray, agreement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _against_background(
+    carried: np.ndarray, flow: np.ndarray, agreement: np.ndarray, window: Window
+) -> tuple[np.ndarray, np.ndarray]:
     """Evidence in [-1, 1] from the motion left after the background's, and its weight in [0, 1], both (H, W)."""
     h, w = carried.shape
     rows, columns = np.mgrid[4:h:8, 4:w:8]
     outside = (agreement[rows, columns] > 0.5) & (cv2.dilate(carried, np.ones((9, 9)))[rows, columns] < 0.1)
-    nothing = np.zeros_like(carried)
+    nothing = np.zeros_like(carried[window])
     if outside.sum() < 12:
         return nothing, nothing
     points = np.stack([columns[outside], rows[outside]], axis=-1).astype(np.float32)
@@ -215,28 +241,49 @@ def _against_background(carried: np.ndarray, flow: np.ndarray, agreement: np.nda
     )
     if model is None:
         return nothing, nothing
-    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
-    model = model.astype(np.float32)
-    rest_x = x * (model[0, 0] - 1) + y * model[0, 1] + model[0, 2] - flow[..., 0]
-    rest_y = x * model[1, 0] + y * (model[1, 1] - 1) + model[1, 2] - flow[..., 1]
-    rest = np.hypot(rest_x, rest_y)
-    target = (carried > 0.5) & (agreement > 0.5)
+    rest = _residual(model.astype(np.float32), flow, window)
+    sure = agreement[window] > 0.5
+    target = (carried[window] > 0.5) & sure
     if target.sum() < 12:
         return nothing, nothing
     typical = float(np.median(rest[target]))
-    other = float(np.median(rest[rows, columns][outside]))
-    separable = np.clip((typical - 2 * other - 0.5), 0, 1)
-    return np.clip(rest / (0.5 * typical + 1e-3) - 1, -1, 0), separable * agreement
+    moved = points @ model[:, :2].T + model[:, 2] - points - flow[rows, columns][outside]
+    unrest = float(np.median(np.hypot(moved[:, 0], moved[:, 1])))
+    # where the target hardly moves against the background, motion says nothing
+    separable = np.clip(typical - 2 * unrest - 0.5, 0, 1)
+    return np.clip(rest / (0.5 * typical + 1e-3) - 1, -1, 0), separable * agreement[window]
+
+
+def _residual(model: np.ndarray, flow: np.ndarray, window: Window) -> np.ndarray:
+    """Length in pixels of what is left of the flow in the window without the background's affine motion (2, 3)."""
+    rows, columns = window
+    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
+    x = np.arange(columns.start, columns.stop, dtype=np.float32)[None, :]
+    rest_x = x * (model[0, 0] - 1) + y * model[0, 1] + model[0, 2] - flow[window][..., 0]
+    rest_y = x * model[1, 0] + y * (model[1, 1] - 1) + model[1, 2] - flow[window][..., 1]
+    return np.hypot(rest_x, rest_y)
+
+
+def _window(mask: np.ndarray) -> Window:
+    """The rows and columns around the target (H, W) that a step looks at; everything if there is no target."""
+    rows, columns = (np.flatnonzero((mask > 0.1).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(0, mask.shape[0]), slice(0, mask.shape[1])
+    top, left = max(int(rows[0]) - MARGIN, 0), max(int(columns[0]) - MARGIN, 0)
+    bottom, right = (min(int(x[-1]) + 1 + MARGIN, n) for x, n in zip((rows, columns), mask.shape, strict=True))
+    return slice(top, bottom), slice(left, right)
+
+
+def _embed(mask: GuidedMask, shape: tuple[int, ...], window: Window) -> GuidedMask:
+    """The mask of a window as one of the whole frame, 0 outside."""
+    slope, offset = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32)
+    slope[window], offset[window] = mask.slope, mask.offset
+    return GuidedMask(slope, offset)
 
 
 def _sample(mask: np.ndarray, flow: np.ndarray) -> np.ndarray:
     field = torch.from_numpy(flow).permute(2, 0, 1)[None]
     return warp(torch.from_numpy(mask)[None, None], field)[0, 0].numpy()
-
-
-def _halve(image: np.ndarray) -> np.ndarray:
-    h, w = image.shape[:2]
-    return cv2.resize(image, ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA)
 
 
 def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
