@@ -38,8 +38,12 @@ class BackboneFacts:
 class Backbone(Protocol):
     """Fills the inactivated region of a clip."""
 
-    name: str
     facts: BackboneFacts
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
 
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """Return the clip with the inactivated region filled.
