@@ -10,6 +10,9 @@ from typing import Any
 
 from ciri.console import ProgressBar, remark
 from ciri.errors import CiriError, MaskError
+from ciri.propagation import registry as propagators
+
+PROPAGATORS = ", ".join(propagators.names())
 
 
 def add_clip(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +36,16 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frame of INPUT that the mask was painted on (default: the first); once for each --mask, in order",
     )
-    parser.add_argument("--propagator", default="flow", metavar="NAME", help="what follows the object (default flow)")
+    parser.add_argument(
+        "--propagator", default="flow", metavar="NAME", help=f"what follows the object: {PROPAGATORS} (default flow)"
+    )
+    parser.add_argument("--propagator-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
     parser.add_argument("--overlay", type=Path, metavar="OUT", help="also write the clip with the masks tinted over it")
+
+
+def built(registry: Any, name: str, weights: Path | None, device: Any) -> Any:
+    """Make a model of a registry: on the device, with the weight file if one is given."""
+    return registry.build(name, device=device, **({} if weights is None else {"weights": weights}))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

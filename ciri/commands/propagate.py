@@ -9,6 +9,7 @@ from typing import Any
 
 from ciri.commands import _arguments as shared
 from ciri.console import remark
+from ciri.propagation import registry as propagators
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,11 +36,11 @@ def run(args: argparse.Namespace) -> None:
     """
     from ciri import media
     from ciri.pipeline import propagate
-    from ciri.propagation import registry
 
     for output in filter(None, (args.output, args.overlay)):
         media.check_output(output)
-    propagator = registry.build(args.propagator, device=shared.choose_device(args.device))
+    device = shared.choose_device(args.device)
+    propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
     clip = media.read_clip(args.input, start=args.start, count=args.frames)
     annotated, key_frames, notes = shared.read_annotations(args)
     started = time.perf_counter()

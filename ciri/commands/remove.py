@@ -8,6 +8,8 @@ from typing import Any
 
 from ciri.commands import _arguments as shared
 from ciri.console import remark
+from ciri.inpainting import registry as backbones
+from ciri.propagation import registry as propagators
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,7 +28,11 @@ def add_parser(subparsers: Any) -> None:
         "--masks", type=Path, metavar="DIR", help="a mask for every frame (folder or video): nothing is propagated"
     )
     parser.add_argument("--save-masks", type=Path, metavar="OUT", help="also write the masks (folder or video)")
-    parser.add_argument("--backbone", default="flow", metavar="NAME", help="what fills the hole (default flow)")
+    known = ", ".join(backbones.names())
+    parser.add_argument(
+        "--backbone", default="flow", metavar="NAME", help=f"what fills the hole: {known} (default flow)"
+    )
+    parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
     parser.add_argument("--grow", type=int, default=4, metavar="PX", help="make the masks larger by this (default 4)")
     parser.add_argument("--feather", type=int, default=3, metavar="PX", help="width of the soft seam (default 3)")
     parser.add_argument(
@@ -44,16 +50,14 @@ def run(args: argparse.Namespace) -> None:
     """
     from ciri import media
     from ciri.errors import MaskError
-    from ciri.inpainting import registry as backbones
     from ciri.pipeline import remove_object
-    from ciri.propagation import registry as propagators
 
     if args.masks and args.mask:
         raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
     for output in filter(None, (args.output, args.save_masks, args.overlay)):
         media.check_output(output)
     device = shared.choose_device(args.device)
-    backbone = backbones.build(args.backbone, device=device)
+    backbone = shared.built(backbones, args.backbone, args.backbone_weights, device)
     clip = media.read_clip(args.input, start=args.start, count=args.frames)
     options: dict[str, Any]
     if args.masks:
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         options = {"masks": masks}
     else:
         annotated, key_frames, notes = shared.read_annotations(args)
-        propagator = propagators.build(args.propagator, device=device)
+        propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
         options = {"first_mask": annotated, "key_frames": key_frames, "propagator": propagator}
     with shared.progress("removing") as bar:
         removal = remove_object(

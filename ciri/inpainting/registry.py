@@ -7,9 +7,10 @@ everybody's) and enter it in ``_MAKERS``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from ciri.errors import CiriError
+from ciri.errors import CheckpointError, CiriError
 from ciri.inpainting.base import Backbone
 
 
@@ -21,7 +22,18 @@ def _flow(**options: Any) -> Backbone:
     return FlowBackbone(**options)
 
 
-_MAKERS: dict[str, Callable[..., Backbone]] = {"flow": _flow}
+def _published(model: str, *, weights: Any = None, **options: Any) -> Backbone:
+    from ciri.inpainting.load import load_backbone
+
+    if weights is None:
+        raise CheckpointError(f"The backbone {model!r} needs a weight file: the one that its authors published.")
+    return load_backbone(weights, expected=(model,), **options)
+
+
+_MAKERS: dict[str, Callable[..., Backbone]] = {
+    "flow": _flow,
+    **{model: partial(_published, model) for model in ("e2fgvi", "e2fgvi_hq", "fuseformer", "dstt", "sttn")},
+}
 
 
 def names() -> list[str]:
@@ -34,11 +46,16 @@ def build(name: str, **options: Any) -> Backbone:
 
     Args:
         name: one of :func:`names`.
-        options: ``device`` for any backbone; the others as the backbone's own constructor takes them.
+        options: ``device`` for any backbone, ``weights`` (a file) for the published networks; the others as the
+            backbone's own constructor or :func:`ciri.inpainting.load.load_backbone` takes them.
 
     Raises:
-        CiriError: an unknown name.
+        CheckpointError: no weight file, or one that cannot be used.
+        CiriError: an unknown name, or an option that the backbone does not have.
     """
     if name not in _MAKERS:
         raise CiriError(f"There is no backbone named {name!r}; the ones there are: {', '.join(names())}.")
-    return _MAKERS[name](**options)
+    try:
+        return _MAKERS[name](**options)
+    except TypeError as error:
+        raise CiriError(f"The backbone {name!r} cannot be built with {', '.join(sorted(options))}: {error}") from error

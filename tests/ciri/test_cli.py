@@ -133,6 +133,10 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--frames", 0], "at least one frame"),
         (["remove", frames, *given, "--backbone", "magic"], "magic"),
         (["remove", frames, *given, "--propagator", "magic"], "magic"),
+        (["remove", frames, *given, "--backbone", "sttn"], "needs a weight file"),
+        (["remove", frames, *given, "--backbone", "sttn", "--backbone-weights", folder / "text.mp4"], "text.mp4"),
+        (["remove", frames, *given, "--backbone-weights", folder / "text.mp4"], "weights"),
+        (["remove", frames, *given, "--propagator", "stcn", "--propagator-weights", folder / "no.pth"], "no.pth"),
         (["remove", frames, *given, "--device", "toaster"], "toaster"),
         (["remove", frames, *given, "--overlay", folder / "look.gif"], ".gif"),
         (["remove", frames, "--mask", mask, "-o", folder / "out.txt"], ".txt"),
@@ -180,6 +184,12 @@ def test_every_command_module_makes_a_command():
     text = cli.make_parser().format_help()
     for module in modules:
         assert module in text
+
+
+def test_every_published_backbone_has_a_name():
+    from ciri.inpainting import load, registry
+
+    assert set(registry.names()) == {"flow", *load.NETWORKS}
 
 
 def test_the_device_is_a_gpu_only_where_there_is_one():
