@@ -15,6 +15,7 @@ Dimensions: b frames in a batch, k objects, h w pixels; f2 .. f32 are feature ma
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,14 @@ from torch import Tensor, nn
 
 from ciri.checkpoints import identify, load_strictly, read_state_dict
 from ciri.errors import CheckpointError
+from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.network import FrameFeatures
 
 #: What the header of the weight file calls this network.
 ARCHITECTURE = "propagator_lite"
+
+#: Where the weights are that ship with the pack.
+SHIPPED = Path(__file__).parents[2] / "weights" / "propagator_lite.safetensors"
 
 #: EfficientNet-Lite0's inverted residual blocks: (kernel, stride, expansion, output channels), Table 1 of the paper
 #: with the Lite changes. The classifier's last convolution is not needed.
@@ -278,6 +283,19 @@ def load_lite(path: str | Path) -> LiteNetwork:
     network = LiteNetwork()
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     return network.eval()
+
+
+def build_lite(weights: str | Path | None = None, **options: Any) -> MemoryPropagator:
+    """Return the shipped propagator.
+
+    Args:
+        weights: a weight file; None: the one that ships with the pack.
+        options: as :class:`MemoryPropagator` takes them.
+
+    Raises:
+        CheckpointError: see :func:`load_lite`.
+    """
+    return MemoryPropagator(load_lite(weights or SHIPPED), **options)
 
 
 def _per_object(x: Tensor, k: int) -> Tensor:

@@ -20,6 +20,12 @@ def _flow(**options: Any) -> Propagator:
     return FlowPropagator(**options)
 
 
+def _lite(**options: Any) -> Propagator:
+    from ciri.propagation.lite import build_lite
+
+    return build_lite(**options)
+
+
 def _stcn(**options: Any) -> Propagator:
     from ciri.propagation.stcn import build_stcn
 
@@ -28,6 +34,7 @@ def _stcn(**options: Any) -> Propagator:
 
 _BUILDERS: dict[str, Callable[..., Propagator]] = {
     "flow": _flow,
+    "lite": _lite,
     "stcn": _stcn,
 }
 

@@ -83,11 +83,14 @@ def load_bank(
     """
     skipped: list[str] = []
 
-    def fit(images: np.ndarray) -> np.ndarray:
+    shapes: dict[str, tuple[int, int]] = {}
+
+    def fit(name: str, images: np.ndarray) -> np.ndarray:
+        shapes[name] = (images.shape[1], images.shape[2])
         return resize_to_cover(images, height, width)
 
-    clips = _map(library.clips, lambda c: fit(c.frames(clip_frames)), workers, skipped)
-    stills = _map(library.stills, lambda f: fit(read_still(f)[None]), workers, skipped)
+    clips = _map(library.clips, lambda c: fit(c.name, c.frames(clip_frames)), workers, skipped)
+    stills = _map(library.stills, lambda f: fit(f.stem, read_still(f)[None]), workers, skipped)
     cutouts = _map(library.cutouts, lambda c: c.images(), workers, skipped)
     if not (clips or stills) or not (cutouts or any(clip.labels for clip, _ in clips)):
         raise TrainingError(
@@ -100,7 +103,7 @@ def load_bank(
     where |= {file.stem: spans[first_still + i] for i, (file, _) in enumerate(stills)}
 
     annotated = _annotations(clips, where, (height, width))
-    annotated += _placed(placements, dict((c.name, images) for c, images in cutouts), where, library, (height, width))
+    annotated += _placed(placements, dict((c.name, images) for c, images in cutouts), where, shapes, (height, width))
     sprites = [_sprites(images) for _, images in cutouts] or [_lift(frames, a) for a in annotated[:200]]
     masks, mask_spans = _stack([m for _, m in annotated] or [np.zeros((1, height, width), np.uint8)], device)
     cast, cast_spans = _stack(sprites, device)
@@ -161,22 +164,19 @@ def _placed(
     placements: Sequence[Placement],
     cutouts: dict[str, np.ndarray],
     where: dict[str, tuple[int, int]],
-    library: Library,
+    shapes: dict[str, tuple[int, int]],
     size: tuple[int, int],
 ) -> list[tuple[list[int], np.ndarray]]:
-    """Tracks of objects that were found in their source pictures."""
-    natural = {file.stem: file for file in library.stills}
+    """Tracks of objects that were found in their source pictures, whose own sizes are ``shapes``."""
     found = []
     for place in placements:
         if place.cutout not in cutouts or place.picture not in where:
             continue
-        # the placement is in the picture's own pixels, which may be more than the bank's
-        shape = read_still(natural[place.picture]).shape[:2] if place.picture in natural else size
         kept = [(f, image) for f, image in zip(place.frames, cutouts[place.cutout], strict=False)]
         kept = [(f, image) for f, image in kept if 0 <= f < where[place.picture][1]]
         if not kept:
             continue
-        masks = np.stack([place.mask(image[..., 3], *shape) for _, image in kept])
+        masks = np.stack([place.mask(image[..., 3], *shapes[place.picture]) for _, image in kept])
         masks = resize_to_cover(masks[..., None], *size).reshape(len(kept), *size)
         found += _track(where[place.picture], [f for f, _ in kept], masks)
     return found

@@ -1,0 +1,184 @@
+"""The small propagator's network: its arithmetic against brute force, its promises to the engine, its files."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from ciri.errors import CheckpointError
+from ciri.propagation.engine import MemoryPropagator
+from ciri.propagation.lite import ARCHITECTURE, LITE0_BLOCKS, LiteNetwork, ScaledConv, load_lite
+from ciri.propagation.network import FrameFeatures
+from ciri.training.propagator_report import export
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network with random weights everywhere: layers that begin at zero would hide mistakes."""
+    torch.manual_seed(3)
+    network = LiteNetwork(folded=False)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "decoder" in name or "value_encoder" in name or "trunk" in name:
+                parameter.normal_(0, 0.5 / max(1, parameter[0].numel()) ** 0.5)
+            elif name.endswith("scale"):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return network.eval()
+
+
+def clip(count, height, width, seed=0):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(6, 9), (7, 8), (12, 5)])
+def test_strided_convolution_centres_its_windows_as_tensorflow_does(kernel, size):
+    conv = ScaledConv(2, 3, kernel, stride=2)
+    x = torch.randn(1, 2, *size)
+    out = conv(x)
+    assert out.shape[-2:] == (-(-size[0] // 2), -(-size[1] // 2))
+    # "same": the total padding is the least that reaches the last window, the odd pixel goes to the end
+    for row in range(out.shape[2]):
+        for column in range(out.shape[3]):
+            expected = conv.bias.detach().clone()
+            for dy in range(kernel):
+                for dx in range(kernel):
+                    y = 2 * row + dy - max((out.shape[2] - 1) * 2 + kernel - size[0], 0) // 2
+                    x_ = 2 * column + dx - max((out.shape[3] - 1) * 2 + kernel - size[1], 0) // 2
+                    if 0 <= y < size[0] and 0 <= x_ < size[1]:
+                        expected += conv.weight[:, :, dy, dx] @ x[0, :, y, x_]
+            assert torch.allclose(out[0, :, row, column], expected, atol=1e-5)
+
+
+def test_encoder_has_the_published_number_of_weights(network):
+    channels, expected = 32, 3 * 32 * 9
+    for kernel, _, expansion, outputs in LITE0_BLOCKS:
+        wide = channels * expansion
+        expected += (channels * wide if expansion > 1 else 0) + wide * kernel**2 + wide * outputs
+        channels = outputs
+    weights = sum(p.numel() for n, p in network.encoder.named_parameters() if n.endswith("weight"))
+    assert weights == expected
+
+
+def test_folding_changes_nothing_but_the_number_of_tensors(network):
+    folded = LiteNetwork(folded=False)
+    folded.load_state_dict(network.state_dict())
+    folded.fold().eval()
+    frames = clip(1, 48, 80)
+    with torch.no_grad():
+        before, after = network.encode_key(frames), folded.encode_key(frames)
+    assert torch.allclose(before.key, after.key, rtol=1e-4, atol=1e-4 * before.key.abs().max())
+    assert not any(name.endswith("scale") for name in folded.state_dict())
+
+
+def test_shapes_that_the_engine_relies_on(network):
+    # 48 is an odd number of 1/16 cells: the 1/32 map does not divide it
+    frames, masks = clip(2, 48, 80), torch.rand(3, 1, 48, 80)
+    with torch.no_grad():
+        features = network.encode_key(frames)
+        value = network.encode_value(frames[:1], features[0:1], masks, torch.zeros_like(masks))
+        logits = network.decode(value, features[0:1])
+    assert features.key.shape == (2, 64, 3, 5)
+    assert [m.shape[-1] // 5 for m in features.maps] == [1, 2, 4, 8]
+    assert value.shape == (3, network.value_channels, 3, 5)
+    assert logits.shape == (3, 1, 48, 80) and logits.dtype == torch.float32
+
+
+def test_frames_and_objects_do_not_see_each_other(network):
+    frames, masks = clip(2, 48, 80, seed=1), torch.rand(2, 1, 48, 80)
+    none = torch.zeros_like(masks)
+    with torch.no_grad():
+        both = network.encode_key(frames)
+        second = network.encode_key(frames[1:])
+        values = network.encode_value(frames[1:], second, masks, none)
+        logits = network.decode(values, second)
+        alone = network.decode(network.encode_value(frames[1:], second, masks[1:], none[1:]), second)
+    assert torch.allclose(both.key[1:], second.key, atol=1e-4 * second.key.abs().max())
+    assert torch.allclose(logits[1:], alone, atol=1e-4)
+
+
+def test_decoding_a_crop_with_the_margin_equals_decoding_the_frame(network):
+    cells = 2 * network.decode_margin + 3
+    features = FrameFeatures(
+        torch.zeros(1, 64, cells, cells),
+        tuple(torch.randn(1, c, n * cells, n * cells) for c, n in ((192, 1), (40, 2), (24, 4), (16, 8))),
+    )
+    readout = torch.randn(1, network.value_channels, cells, cells)
+    margin, top = network.decode_margin, 2
+    with torch.no_grad():
+        whole = network.decode(readout, features)
+        part = network.decode(readout[..., top:, top:], features.crop(top, top, cells, cells))
+    inside = (top + margin) * 16
+    assert torch.allclose(whole[..., inside:, inside:], part[..., margin * 16 :, margin * 16 :], atol=1e-4)
+    # the margin is no larger than it has to be by much: two cells less are not exact
+    less = (margin - 2) * 16
+    assert not torch.allclose(whole[..., inside - 32 :, inside - 32 :], part[..., less:, less:], atol=1e-4)
+
+
+def test_refinement_reaches_the_decoder_and_the_fuser_and_nothing_before(network):
+    chosen = {id(p) for p in network.parameters_to_refine()}
+    names = {name for name, p in network.named_parameters() if id(p) in chosen}
+    assert names == {n for n, _ in network.named_parameters() if n.startswith(("decoder.", "value_encoder.fuser."))}
+    frames = clip(1, 32, 32)
+    features = network.encode_key(frames)
+    value = network.encode_value(frames, features, torch.rand(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+    gradients = torch.autograd.grad(network.decode(value, features).square().sum(), network.parameters_to_refine())
+    assert all(torch.isfinite(g).all() for g in gradients) and sum(float(g.abs().sum() > 0) for g in gradients) > 20
+
+
+def test_a_network_in_half_precision_keeps_keys_and_logits_in_full(network):
+    half = LiteNetwork(folded=False)
+    half.load_state_dict(network.state_dict())
+    half = half.fold().bfloat16().eval()
+    frames, mask = clip(1, 32, 48), torch.rand(1, 1, 32, 48)
+    with torch.no_grad():
+        features = half.encode_key(frames)
+        logits = half.decode(half.encode_value(frames, features, mask, mask), features)
+    assert features.key.dtype == logits.dtype == torch.float32
+
+
+def test_exported_weights_are_read_back(network, tmp_path):
+    file = tmp_path / "propagator_lite.safetensors"
+    export(network, file, {"steps": "7"})
+    assert file.stat().st_size < 16 << 20
+    read = load_lite(file)
+    frames = clip(1, 32, 48)
+    with torch.no_grad():
+        ours, theirs = network.encode_key(frames).key, read.encode_key(frames).key
+    # stored in fp16: 11 bits
+    assert float((ours - theirs).norm() / ours.norm()) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "said"),
+    [
+        ({"architecture": "something"}, {"a": torch.zeros(1)}, "something"),
+        ({"architecture": ARCHITECTURE}, {"a": torch.zeros(1)}, "missing"),
+        ({}, {"a": torch.zeros(1)}, "unknown network"),
+    ],
+)
+def test_other_weights_are_refused_by_name(tmp_path, metadata, tensors, said):
+    file = tmp_path / "other.safetensors"
+    save_file(tensors, file, metadata=metadata)
+    with pytest.raises(CheckpointError, match=said):
+        load_lite(file)
+
+
+def test_a_truncated_file_is_refused(network, tmp_path):
+    file = tmp_path / "cut.safetensors"
+    export(network, file, {})
+    file.write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(CheckpointError):
+        load_lite(file)
+
+
+def test_it_fits_the_engine(network):
+    propagator = MemoryPropagator(network, precision="fp32", memory_every=2)
+    mask = torch.zeros(1, 1, 40, 56)
+    mask[..., 8:30, 10:34] = 1
+    track = propagator.propagate(clip(4, 40, 56), mask, [0])
+    assert track.probs.shape == (4, 1, 40, 56)
+    assert torch.equal(track.probs[0] > 0.5, mask[0] > 0.5)
+    assert F.relu(-track.probs).sum() == 0 and float(track.probs.max()) <= 1

@@ -1,0 +1,262 @@
+"""Training of the small propagator: synthesis against colours that tell the truth, the read against the engine's."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ciri.errors import TrainingError
+from ciri.propagation.engine import MemoryPropagator
+from ciri.propagation.lite import LiteNetwork, load_lite
+from ciri.propagation.memory import read
+from ciri.training import synth_vos
+from ciri.training.data import open_library
+from ciri.training.located import locate, read_placements, together
+from ciri.training.propagator import Average, Settings, learning_pace, load_exported, train
+from ciri.training.propagator_clips import read_batch, segmentation_loss, unroll
+from ciri.training.propagator_data import load_bank
+from ciri.training.propagator_report import export, jaccard
+from ciri.training.synth_vos import Dice, Recipe, Sample, synthesise
+
+HEIGHT, WIDTH = 96, 160
+
+
+def texture(seed, height=2 * HEIGHT, width=2 * WIDTH):
+    noise = np.random.default_rng(seed).normal(size=(height // 16, width // 16, 3)).astype(np.float32)
+    return np.clip(128 + 50 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC), 0, 255).astype(
+        np.uint8
+    )
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    """A data pack at twice the bank's size; one object is cut out of a still and one out of the clip."""
+    root = tmp_path_factory.mktemp("pack")
+    for folder in ("images", "video", "objects/still", "objects/seq/walker"):
+        (root / folder).mkdir(parents=True)
+    disc = np.zeros((80, 96), np.uint8)
+    cv2.ellipse(disc, (48, 40), (44, 36), 0, 0, 360, 255, -1)
+    names = [f"still{i}" for i in range(12)]
+    for i, name in enumerate(names):
+        cv2.imwrite(str(root / f"images/{name}.png"), texture(i))
+        content = texture(i)[60:140, 100:196] if i == 0 else texture(90 + i)[:80, :96]
+        cv2.imwrite(str(root / f"objects/still/{name}.png"), np.dstack([content, disc]))
+    writer = cv2.VideoWriter(str(root / "video/walk.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (2 * WIDTH, 2 * HEIGHT))
+    wide = texture(50, width=4 * WIDTH)
+    for t in range(8):
+        writer.write(np.ascontiguousarray(wide[:, 12 * t : 12 * t + 2 * WIDTH]))
+    writer.release()
+    for t in (0, 2, 4):
+        window = wide[60:140, 12 * t + 120 : 12 * t + 216]
+        cv2.imwrite(str(root / f"objects/seq/walker/{t:03d}.png"), np.dstack([window, disc]))
+    manifests = {
+        "images": [{"file": f"{n}.png"} for n in names],
+        "objects/still": [{"file": f"{n}.png"} for n in names],
+        "objects/seq": [{"name": "walker", "source": "someone/walk-film.mp4"}],
+        "video": [{"file": "walk.mp4", "scene": "walk", "source": "someone+walk-film.mp4"}],
+    }
+    for folder, entries in manifests.items():
+        (root / folder / "manifest.json").write_text(json.dumps(entries))
+    return root
+
+
+@pytest.fixture(scope="module")
+def placements(pack):
+    return locate(open_library(pack), pack)
+
+
+def test_objects_are_found_where_they_were_cut_out(pack, placements):
+    found = {p.cutout: p for p in placements}
+    still, walker = found["still0"], found["walker"]
+    assert abs(still.scale - 1) < 0.02 and abs(still.x - 100) <= 2 and abs(still.y - 60) <= 2
+    assert walker.picture == "walk" and walker.frames == (0, 2, 4)
+    assert abs(walker.x - 120) <= 2 and abs(walker.y - 60) <= 2
+    # the other objects show what is in none of the pictures
+    assert set(found) == {"still0", "walker"}
+    assert read_placements(pack) == placements
+    mask = still.mask(np.full((80, 96), 255, np.uint8), 2 * HEIGHT, 2 * WIDTH)
+    assert mask[100, 148] == 255 and mask[40].max() == 0 and mask[:, 80].max() == 0
+
+
+def test_a_located_object_stays_on_the_side_of_its_picture(pack, placements):
+    library = open_library(pack)
+    kept, held = together(*library.split(3), placements)
+    pictures = {file.stem for file in held.stills} | {clip.name for clip in held.clips}
+    for place in placements:
+        side, other = (held, kept) if place.picture in pictures else (kept, held)
+        assert [c.name for c in side.cutouts].count(place.cutout) == 1
+        assert place.cutout not in {c.name for c in other.cutouts}
+    assert {c.name for c in [*kept.cutouts, *held.cutouts]} == {c.name for c in library.cutouts}
+
+
+@pytest.fixture(scope="module")
+def bank(pack, placements):
+    return load_bank(open_library(pack), placements, height=HEIGHT, width=WIDTH, device="cpu", workers=2)
+
+
+def test_the_bank_holds_the_material(bank):
+    assert bank.frames.shape == (8 + 12, 3, HEIGHT, WIDTH) and bank.clips == [(0, 8)] and len(bank.stills) == 12
+    assert sorted(len(index) for index, _ in bank.tracks) == [1, 3]
+    ((frames, masks),) = [t for t in bank.tracks if len(t[0]) == 3]
+    assert frames == [0, 2, 4]
+    # the window of the moving object is fixed: so is its mask here
+    assert torch.equal(bank.masks[masks[0]], bank.masks[masks[1]]) and bank.masks[masks[0], 50, 84] == 255
+    # colours are multiplied by alpha
+    assert int(bank.sprites[:, :3][(bank.sprites[:, 3:] == 0).expand(-1, 3, -1, -1)].max()) == 0
+
+
+def test_the_mask_is_where_the_target_is_seen(bank, monkeypatch):
+    """Scenes are black, targets come without others: then every bright pixel is target, and no other is."""
+    monkeypatch.setattr(synth_vos, "_film", lambda frames, dice: frames)
+    black = replace(bank, frames=torch.zeros_like(bank.frames), sprites=bank.sprites.clone())
+    black.sprites[:, :3] = black.sprites[:, 3:]
+    recipe = Recipe(4, annotated=0.0, crowd=0.0, union=0.0, twin=0.0, blur=0.0, leave=0.5)
+    sample = synthesise(black, recipe, 12, Dice(5, "cpu"))
+    # the recolouring of sprites keeps them above a third
+    seen = sample.frames.mean(2, keepdim=True) > 0.35
+    assert sample.usable.sum() >= 6
+    scores = jaccard(seen, sample.masks > 0.5)[sample.usable]
+    assert float(scores.mean()) > 0.85
+    outside = seen & (sample.masks < 0.5)
+    assert float(outside.float().mean()) < 0.01
+    assert float(sample.masks.sum((2, 3, 4)).std(1)[sample.usable].mean()) > 5, "targets move and change"
+
+
+def test_annotated_objects_move_with_their_scene(bank, monkeypatch):
+    """Mask and picture of an annotated scene go through the same deformation: paint the object white to see it."""
+    monkeypatch.setattr(synth_vos, "_film", lambda frames, dice: frames)
+    white = replace(bank, frames=torch.zeros_like(bank.frames))
+    for index, masks in white.tracks:
+        white.frames[index] = white.masks[masks][:, None].expand(-1, 3, -1, -1)
+    for moving in (0.0, 1.0):
+        recipe = Recipe(4, annotated=1.0, moving=moving, camera=1.0, crowd=0.0, union=0.0)
+        sample = synthesise(white, recipe, 6, Dice(2, "cpu"))
+        assert torch.equal(sample.frames[:, :, :1] > 0.5, sample.masks > 0.5)
+        assert sample.usable.any()
+
+
+def test_the_same_seed_makes_the_same_clips(bank):
+    one, two, other = (synthesise(bank, synth_vos.LONG, 2, Dice(seed, "cpu")) for seed in (1, 1, 2))
+    assert torch.equal(one.frames, two.frames) and torch.equal(one.masks, two.masks)
+    assert not torch.equal(one.frames, other.frames)
+    assert 0 <= float(one.frames.min()) and float(one.frames.max()) <= 1
+    assert set(one.masks.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_compression_keeps_the_picture_and_loses_detail():
+    frames = torch.rand(2, 1, 3, 32, 48)
+    pressed = synth_vos._compress(frames, Dice(0, "cpu"))
+    smooth = torch.full_like(frames, 0.5)
+    assert 1e-3 < float((pressed - frames).abs().mean()) < 0.1
+    assert torch.allclose(synth_vos._compress(smooth, Dice(0, "cpu")), smooth, atol=0.02)
+
+
+def test_the_batched_read_is_the_engines_read():
+    torch.manual_seed(0)
+    keys, values, query = torch.randn(2, 8, 50), torch.randn(2, 5, 50), torch.randn(2, 8, 30)
+    batched = read_batch(keys, values, query, 7)
+    for b in range(2):
+        single = read(keys[b].T.contiguous(), values[b].T[None].contiguous(), query[b].T.contiguous(), 7)
+        assert torch.allclose(batched[b].T, single[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("every", "keep_last"), [(5, True), (2, False), (1, False)])
+def test_training_propagates_as_the_engine_does(every, keep_last):
+    """The same network, clip and memory policy: the unrolled clip and the engine agree on every frame."""
+    torch.manual_seed(1)
+    network = LiteNetwork().eval()
+    frames, first = torch.rand(1, 5, 3, 48, 64), torch.zeros(1, 1, 48, 64)
+    first[..., 10:30, 12:40] = 1
+    with torch.no_grad():
+        ours = torch.sigmoid(2 * unroll(network, frames, first, every=every, keep_last=keep_last))[0]
+    engine = MemoryPropagator(
+        network,
+        precision="fp32",
+        memory_every=every,
+        include_last=keep_last,
+        crop_decoding=False,
+        store_above=None,
+    )
+    track = engine.propagate(frames[0], first, [0])
+    assert torch.allclose(track.probs[1:], ours, atol=2e-4)
+
+
+def test_the_loss_is_least_at_the_truth_and_ignores_unusable_clips():
+    masks = (torch.rand(2, 3, 1, 16, 16) > 0.5).float()
+    sample = Sample(torch.zeros(2, 3, 3, 16, 16), masks, torch.tensor([True, False]))
+    logits = (20 * masks[:, 1:] - 10).requires_grad_()
+    right = segmentation_loss(logits, sample, bootstrap=1.0)
+    assert all(float(value.detach()) < 0.01 for value in right.values())
+    wrong = segmentation_loss(torch.zeros_like(logits), sample, bootstrap=1.0)
+    assert float(wrong["cross entropy"]) == pytest.approx(np.log(2), rel=1e-5)
+    inverse = segmentation_loss(-logits, sample, bootstrap=0.0)
+    sum(inverse.values()).backward()
+    assert logits.grad[0].abs().sum() > 0 and logits.grad[1].abs().sum() == 0
+
+
+def test_bootstrapping_looks_at_the_hardest_pixels():
+    masks, logits = torch.zeros(1, 2, 1, 10, 10), torch.full((1, 1, 1, 10, 10), -20.0)
+    logits[..., 0, :5] = 1.0
+    sample = Sample(torch.zeros(1, 2, 3, 10, 10), masks, torch.tensor([True]))
+    hard = float(np.log1p(np.exp(2.0)))
+    assert float(segmentation_loss(logits, sample, bootstrap=0.0)["cross entropy"]) == pytest.approx(0.05 * hard)
+    expected = 5 * hard / 15
+    assert float(segmentation_loss(logits, sample, bootstrap=1.0)["cross entropy"]) == pytest.approx(expected)
+
+
+def test_the_learning_rate_warms_up_and_comes_down():
+    assert learning_pace(0, 0.0) == pytest.approx(0.01)
+    assert learning_pace(1000, 0.0) == pytest.approx(1.0)
+    assert learning_pace(1000, 1.0) == pytest.approx(0.02)
+
+
+def test_training_goes_on_from_exported_weights(tmp_path):
+    torch.manual_seed(4)
+    network = LiteNetwork(folded=False)
+    file = tmp_path / "weights.safetensors"
+    export(network, file, {})
+    again = LiteNetwork(folded=False)
+    load_exported(again, file)
+    frames = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        ours, theirs = network.encode_key(frames).key, again.encode_key(frames).key
+    assert float((ours - theirs).norm() / ours.norm()) < 5e-3
+
+
+def test_the_average_follows_the_weights():
+    network = torch.nn.Linear(2, 2)
+    average = Average(network, decay=0.5)
+    with torch.no_grad():
+        network.weight.add_(1)
+    before = average.network.weight.clone()
+    average.update(network)
+    assert torch.allclose(average.network.weight, before + 0.9)
+    twin = Average(network)
+    twin.load_state_dict(average.state_dict())
+    assert torch.equal(twin.network.weight, average.network.weight) and twin.count == 1
+
+
+def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
+    said = []
+    settings = Settings(pack, tmp_path / "run", height=64, width=96, batch=2, steps=1, workers=2, look_every=10)
+    train(settings, say=said.append)
+    weights = train(replace(settings, steps=2), say=said.append)
+    steps = sorted(int(f.stem.split("_")[1]) for f in (tmp_path / "run/checkpoints").iterdir())
+    assert steps == [1, 2] and "2 steps done" in said[-1]
+    network = load_lite(weights)
+    assert network.state_dict().keys() == LiteNetwork().state_dict().keys()
+    assert list((tmp_path / "run/samples").glob("pasted_*.jpg")) and (tmp_path / "run/curves.png").exists()
+    with pytest.raises(TrainingError, match="another run"):
+        train(replace(settings, seed=9))
+
+
+def test_what_cannot_be_trained_is_refused(pack, tmp_path):
+    with pytest.raises(TrainingError, match="divisible by 16"):
+        train(Settings(pack, tmp_path / "a", height=50, width=96))
+    with pytest.raises(TrainingError, match="EfficientNet-Lite0"):
+        train(Settings(pack, tmp_path / "b", height=64, width=96, workers=2, init=tmp_path / "missing.safetensors"))
+    with pytest.raises(TrainingError, match="cannot be used"):
+        train(Settings(pack, tmp_path / "c", device="cuda:99"))
