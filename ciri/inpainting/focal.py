@@ -34,8 +34,9 @@ REACH = (WINDOW[0] // 2, WINDOW[1] // 2)
 #: The published order of the shifts that make the ring: down right, down left, up right, up left.
 SHIFTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
-#: Queries times keys of one call of the attention, per head, at which windows are done in several calls.
-ATTENTION_BUDGET = 1 << 26
+#: Queries times keys of one call of the attention; more windows than this allows are done in several calls. On a
+#: processor one window at a time is fastest: its gathered keys stay in the cache.
+CACHED_PRODUCTS, MOST_PRODUCTS = 1 << 21, 1 << 28
 
 
 def ring_positions() -> list[int]:
@@ -55,11 +56,12 @@ def ring_positions() -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def key_indices(grid: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+def key_indices(grid: tuple[int, int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Which rows of the table each window attends to, windows with equally many keys together.
 
     Args:
         grid: (gh, gw), multiples of 5 and 9.
+        device: where the lists are needed.
 
     Returns:
         Pairs (windows, keys): window numbers (n,), row by row, and for each its rows (n, k) of one frame's table,
@@ -81,7 +83,12 @@ def key_indices(grid: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
         windows, keys = groups.setdefault(len(pooled), ([], []))
         windows.append(window)
         keys.append(tokens + pooled)
-    return [(torch.tensor(windows), torch.tensor(keys)) for windows, keys in groups.values()]
+    # cached, so it must not be born in inference mode: autograd could not keep it later
+    with torch.inference_mode(False):
+        return [
+            (torch.tensor(windows, device=device), torch.tensor(keys, device=device))
+            for windows, keys in groups.values()
+        ]
 
 
 def to_windows(x: Tensor) -> Tensor:
@@ -123,19 +130,18 @@ class FocalAttention(nn.Module):
         query = to_windows(F.linear(tokens[:, :queries], self.qkv.weight[:width], self.qkv.bias[:width]))
         everything = torch.cat([tokens.flatten(2, 3), pooled.flatten(2, 3)], 2)
         table = F.linear(everything, self.qkv.weight[width:], self.qkv.bias[width:])
-        answers = query.new_empty(()) if query.shape[1] == 0 else self.attend(query, table, grid)
-        return self.proj(answers)
+        return self.proj(self.attend(query, table, grid))
 
     def attend(self, query: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
         """Softmax attention of query (B, W, q, D) to table (B, T, rows of a frame, 2 D) by the windows' key lists."""
         frames, rows = table.shape[1:3]
         first_rows = rows * torch.arange(frames, device=table.device)[:, None]
+        budget = CACHED_PRODUCTS if table.device.type == "cpu" else MOST_PRODUCTS
         parts, order = [], []
-        for windows, keys in key_indices(grid):
-            cost = query.shape[2] * frames * keys.shape[1] * query.shape[0]
-            some = max(1, ATTENTION_BUDGET // cost)
+        for windows, keys in key_indices(grid, table.device):
+            some = max(1, budget // (len(query) * query.shape[2] * frames * keys.shape[1]))
             for chosen, listed in zip(windows.split(some), keys.split(some), strict=True):
-                index = (listed[:, None].to(table.device) + first_rows).flatten()
+                index = (listed[:, None] + first_rows).flatten()
                 order.append(chosen)
                 parts.append(self.attend_some(query[:, chosen], table.flatten(1, 2).index_select(1, index)))
         return torch.cat(parts, 1)[:, torch.cat(order).argsort()]
