@@ -78,7 +78,10 @@ def server(keep: bool):
     try:
         print(f"ComfyUI started in {time.monotonic() - started:.0f} s at {new.url}")
         if not new.pack_nodes():
-            raise DemoError(f"ComfyUI did not load this pack; see {new.log}")
+            raise DemoError(
+                f"ComfyUI did not load this pack; {new.log} says why. "
+                "If a package is missing there: pip install -r requirements.txt with ComfyUI's Python."
+            )
         if keep:
             comfyui.leave_running(new)
         yield new.url

@@ -79,8 +79,8 @@ def pip(*arguments: str) -> None:
         raise SetupError(f"pip {' '.join(arguments)} failed:\n{done.stdout}")
 
 
-def install(*packages: str, extra: tuple[str, ...] = ()) -> None:
-    pip("install", "--quiet", "--constraint", str(CONSTRAINTS), *extra, *packages)
+def install(*packages: str, extra: tuple[str, ...] = (), constraints: Path = CONSTRAINTS) -> None:
+    pip("install", "--quiet", "--constraint", str(constraints), *extra, *packages)
 
 
 def group(name: str, packages: list[str], make) -> None:
@@ -111,11 +111,28 @@ def install_pack() -> None:
     install(*requirements(), *TOOLS, extra=("--extra-index-url", index) if index else ())
 
 
+def comfyui_packages() -> list[str]:
+    """What the ComfyUI in use needs beside torch: a found one says so itself."""
+    found = comfyui.locate(python=PYTHON)
+    listing = found.code / "requirements.txt"
+    if found.fetched or not listing.is_file():
+        return COMFYUI
+    lines = [line.split("#")[0].strip() for line in listing.read_text().splitlines()]
+    # torchaudio: its wheels need CUDA libraries, and no node of this pack needs it
+    return [line for line in lines if line and not line.startswith("torch") or line.startswith("torchsde")]
+
+
 def install_comfyui() -> None:
     index = os.environ.get("CIRI_TORCH_INDEX")
     # alone: with its dependencies it would replace torch
     install("torchvision", extra=("--no-deps", *(("--extra-index-url", index) if index else ())))
-    install(*COMFYUI)
+    if comfyui.locate(python=PYTHON).fetched:
+        install(*comfyui_packages())
+    else:
+        # another ComfyUI has its own versions; only torch stays what it is
+        kept = VENV / ".ciri-torch.txt"
+        kept.write_text("\n".join(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch")))
+        install(*comfyui_packages(), constraints=kept)
     make_torchvision_import()
 
 
@@ -140,7 +157,7 @@ def prepare(what: str) -> None:
     create()
     group("pack", [*requirements(), *TOOLS], install_pack)
     if what == "test" or comfyui.locate(python=PYTHON).python == PYTHON:
-        group("comfyui", [*COMFYUI, "torchvision"], install_comfyui)
+        group("comfyui", [*comfyui_packages(), "torchvision"], install_comfyui)
     if what == "test":
         names = (ROOT / "requirements-dev.txt").read_text().split("\n")
         packages = [name for line in names if (name := line.split("#")[0].strip())]

@@ -121,6 +121,18 @@ def test_the_comfyui_around_the_pack_is_used(no_other, tmp_path, monkeypatch):
     assert comfyui.locate().code == tmp_path / "ComfyUI" and not comfyui.locate().fetched
 
 
+def test_a_found_comfyui_says_itself_what_it_needs(no_other, tmp_path, monkeypatch):
+    (tmp_path / "main.py").write_text("")
+    (tmp_path / "requirements.txt").write_text(
+        "comfyui-frontend-package==9\n\ntorch\ntorchaudio\ntorchsde\nav>=14 # video\n"
+    )
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    assert environment.comfyui_packages() == ["comfyui-frontend-package==9", "torchsde", "av>=14"]
+    monkeypatch.delenv("COMFYUI_DIR")
+    monkeypatch.setattr(comfyui, "ROOT", tmp_path)
+    assert environment.comfyui_packages() == environment.COMFYUI
+
+
 def wheel_with(folder, names):
     path = folder / "comfy.whl"
     with zipfile.ZipFile(path, "w") as archive:
