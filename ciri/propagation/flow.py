@@ -8,7 +8,7 @@ moves the edge onto the image's. A target that leaves, and a scene cut, are repo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,7 +20,7 @@ from ciri.errors import CiriError
 from ciri.frames import check_annotation, check_key_frames
 from ciri.progress import OnStep, ignore
 from ciri.propagation.base import MaskTrack
-from ciri.propagation.tracker import TargetTracker
+from ciri.propagation.tracker import Step, TargetTracker
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,7 @@ class FlowPropagator:
         total = max(sum(len(walk.frames) for walk in walks), 1)
         done = 0
         for walk in walks:
-            load = self._loader(frames)
-            tracker = TargetTracker(
-                load(walk.start), _shrink(key_masks[walk.key, 0].cpu().numpy(), self._scale(frames))
-            )
-            for index, following in itertools.zip_longest(walk.frames, walk.frames[1:]):
-                step = tracker.step(load(index), None if following is None else load(following))
+            for index, step in self._follow(walk, frames, key_masks[walk.key, 0]):
                 if step.cut:
                     cuts.add(max(index, index + (walk.start > walk.end)))
                 share = walk.weight(index) * (step.confidence + 1e-3)
@@ -110,6 +105,17 @@ class FlowPropagator:
         track = MaskTrack(probs.clamp_(0, 1).to(frames.device), confidence)
         track.notes = _notes(track, sorted(cuts))
         return track
+
+    def _follow(self, walk: Walk, frames: Tensor, mask: Tensor) -> Iterator[tuple[int, Step]]:
+        """Yield each frame of the walk and what the tracker says of it; two frames are held at a time."""
+        load = self._loader(frames)
+        tracker = TargetTracker(load(walk.start), _shrink(mask.cpu().numpy(), self._scale(frames)))
+        frame = load(walk.frames[0])
+        for index, after in itertools.zip_longest(walk.frames, walk.frames[1:]):
+            following = None if after is None else load(after)
+            yield index, tracker.step(frame, following)
+            if following is not None:
+                frame = following
 
     def _scale(self, frames: Tensor) -> float:
         return min(1.0, self.working_size / max(frames.shape[2:]))
