@@ -119,7 +119,7 @@ def comfyui_packages() -> list[str]:
         return COMFYUI
     lines = [line.split("#")[0].strip() for line in listing.read_text().splitlines()]
     # torchaudio: its wheels need CUDA libraries, and no node of this pack needs it
-    return [line for line in lines if line and not line.startswith("torch") or line.startswith("torchsde")]
+    return [line for line in lines if (line and not line.startswith("torch")) or line.startswith("torchsde")]
 
 
 def install_comfyui() -> None:
