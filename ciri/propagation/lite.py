@@ -214,7 +214,7 @@ class LiteNetwork(nn.Module):
 
     name = "lite"
     stride = 16
-    top_k: int = 20
+    top_k: int | None = 20
     decode_margin: int | None = 5
     key_channels = KEY
     value_channels = VALUE
@@ -243,7 +243,7 @@ class LiteNetwork(nn.Module):
 
         Returns key (b, 64, h/16, w/16), float32, and the maps trunk (192 at 1/16), f8 (40), f4 (24), f2 (16).
         """
-        f2, f4, f8, f16, f32 = self.encoder(frames.to(self.key.weight.dtype))
+        f2, f4, f8, f16, f32 = self.encoder(frames.to(self.encoder.stem.weight.dtype))
         context = F.interpolate(self.lateral32(f32), size=f16.shape[-2:], mode="bilinear", align_corners=False)
         trunk = self.trunk(self.lateral16(f16) + context)
         return FrameFeatures(self.key(F.relu(trunk)).float(), (trunk, f8, f4, f2))

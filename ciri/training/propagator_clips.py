@@ -63,14 +63,14 @@ def unroll(
     return torch.stack(logits, 1)
 
 
-def read_batch(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, top_k: int) -> Tensor:
+def read_batch(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, top_k: int | None) -> Tensor:
     """The read of :mod:`ciri.propagation.memory` for many clips at once; dense, which is what a GPU likes.
 
     Args:
         memory_key: (b, ck, n).
         memory_value: (b, cv, n).
         query_key: (b, ck, q).
-        top_k: how many stored positions answer.
+        top_k: how many stored positions answer; None: all.
 
     Returns:
         (b, cv, q), differentiable.
@@ -79,7 +79,7 @@ def read_batch(memory_key: Tensor, memory_value: Tensor, query_key: Tensor, top_
         keys, query = memory_key.float(), query_key.float()
         scores = 2 * query.transpose(1, 2) @ keys - keys.square().sum(1)[:, None]
         scores = scores / math.sqrt(keys.shape[1])
-        best, index = scores.topk(min(top_k, scores.shape[2]), dim=2, sorted=False)
+        best, index = scores.topk(min(top_k or scores.shape[2], scores.shape[2]), dim=2, sorted=False)
         weight = torch.zeros_like(scores).scatter(2, index, best.softmax(2))
     return memory_value @ weight.transpose(1, 2).to(memory_value.dtype)
 
