@@ -151,7 +151,10 @@ class MemoryPropagator:
         geometry = Geometry(height, width, network.stride, self.short_side)
         clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, batch=batch)
         blend = _Blend(length, objects, (height, width), frames.device, annotated)
-        passes = [self._directed(network, clip, annotated, step) for step in self._steps()]
+        steps = [{"forward": 1, "backward": -1}[d] for d in self.directions]
+        passes = [DirectedPass(network, clip, annotated, step, self.policy) for step in steps]
+        # backward from the first frame there is nothing to do
+        passes = [p for p in passes if p.length > 1]
         total, done = sum(p.length for p in passes), 0
         for one in passes:
             for prediction in one.run():
@@ -159,14 +162,6 @@ class MemoryPropagator:
                 done += 1
                 on_step(done, total)
         return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend, annotated))
-
-    def _steps(self) -> list[int]:
-        return [{"forward": 1, "backward": -1}[d] for d in self.directions]
-
-    def _directed(
-        self, network: MemoryNetwork, clip: EncodedClip, annotated: dict[int, dict[int, Tensor]], step: int
-    ) -> DirectedPass:
-        return DirectedPass(network, clip, annotated, step, self.policy)
 
     def _ready(self) -> tuple[MemoryNetwork, object, torch.device]:
         """The network as it runs (device, type), a name for its weights, and the device."""
