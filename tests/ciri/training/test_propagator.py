@@ -247,6 +247,8 @@ def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
     steps = sorted(int(f.stem.split("_")[1]) for f in (tmp_path / "run/checkpoints").iterdir())
     assert steps == [1, 2] and "2 steps done" in said[-1]
     network = load_lite(weights)
+    text = weights.with_suffix(".md").read_text()
+    assert "2 steps at 96x64" in text and "| pasted | 0." in text
     assert network.state_dict().keys() == LiteNetwork().state_dict().keys()
     assert list((tmp_path / "run/samples").glob("pasted_*.jpg")) and (tmp_path / "run/curves.png").exists()
     with pytest.raises(TrainingError, match="another run"):
