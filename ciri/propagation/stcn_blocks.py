@@ -119,7 +119,10 @@ class ChannelGate(nn.Module):
         super().__init__()
         # the checkpoint counts a flattening layer and the activation: parameters are "1" and "3"
         self.mlp = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels, channels // reduction), nn.ReLU(), nn.Linear(channels // reduction, channels)
+            nn.Flatten(),
+            nn.Linear(channels, channels // reduction),
+            nn.ReLU(),
+            nn.Linear(channels // reduction, channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
