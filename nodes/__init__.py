@@ -16,6 +16,7 @@ How to add a node
 from comfy_api.latest import ComfyExtension, io
 
 from .backbones import BackboneFlow
+from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseFormer, BackboneSTTN
 from .compare import CompareVideo, MaskOverlay
 from .inpaint import InactivationInpaint
 from .propagate import PropagateMask
@@ -25,6 +26,10 @@ NODES: list[type[io.ComfyNode]] = [
     PropagatorFlow,
     PropagateMask,
     BackboneFlow,
+    BackboneE2FGVI,
+    BackboneFuseFormer,
+    BackboneDSTT,
+    BackboneSTTN,
     InactivationInpaint,
     MaskOverlay,
     CompareVideo,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from comfy_api.latest import io
 from torch import Tensor
 
 from ciri.inpainting.base import Backbone
+from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.remove import remove
 
 from ._adapt import CATEGORY, BackboneSocket, plain_errors, progress, to_clip, to_image, to_masks
@@ -69,7 +72,9 @@ class InactivationInpaint(io.ComfyNode):
     ) -> io.NodeOutput:
         frames = to_clip(images)
         masks, notes = to_masks(inactivation, frames, what="inactivation mask")
+        began = time.monotonic()
         result = remove(frames, masks, backbone, grow=grow, feather=feather, crop=crop, on_step=progress())
+        notes.append(f"{(time.monotonic() - began) / len(frames):.2f} s per frame.")
         return io.NodeOutput(to_image(result), describe(frames, masks, backbone, grow, feather, notes))
 
 
@@ -86,6 +91,8 @@ def describe(frames: Tensor, masks: Tensor, backbone: Backbone, grow: int, feath
     ]
     if filled < count:
         lines.append(f"{count - filled} frames have an empty mask and came back untouched.")
+    if isinstance(backbone, WindowBackbone):
+        lines.append(f"{backbone.describe(filled)}.")
     if backbone.facts.trained_for:
         lines.append(f"The backbone was trained for: {backbone.facts.trained_for}. Licence: {backbone.facts.licence}.")
     return "\n".join(f"- {line}" for line in lines + notes)
