@@ -27,8 +27,8 @@ from ciri.propagation import registry as propagators
 from scripts.comfyui import ROOT
 
 ASSETS, DOCS, WORKFLOWS = ROOT / "assets", ROOT / "web" / "docs", ROOT / "workflows"
-#: Frames that the strips show.
-MOMENTS = (0, 16, 32, 47)
+#: Frames that are shown.
+MOMENTS = (0, 24, 47)
 GAP = 6
 
 
@@ -67,46 +67,48 @@ def column(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts, 1)[:, :-GAP]
 
 
-def strip(clip: Tensor, moments: Sequence[int] = MOMENTS) -> Tensor:
-    return row([labelled(clip[m : m + 1], f"frame {m}")[0] for m in moments])
+def grid(pictures: Sequence[Tensor]) -> Tensor:
+    """Two pictures (3, H, W) a row: the page's help panel is narrow."""
+    return column([row(pictures[start : start + 2]) for start in range(0, len(pictures), 2)])
 
 
-def painted_frame() -> Tensor:
-    """Frame 0 with the painted mask, labelled."""
+def moment(clip: Tensor, index: int) -> Tensor:
+    """One frame (3, H, W) of a clip, its number written on it."""
+    return labelled(clip[index : index + 1], f"frame {index}")[0]
+
+
+def pairs(left: Tensor, right: Tensor) -> Tensor:
+    """Some moments of two clips, beside each other."""
+    return grid([picture for m in MOMENTS for picture in (moment(left, m), right[m])])
+
+
+def holes() -> Tensor:
+    """The clip with its grown masks cut out in grey."""
     clip = example()
-    return labelled(overlay(clip.frames[:1], clip.painted), "painted: frame 0")[0]
-
-
-def hole(index: int) -> Tensor:
-    """A frame with its grown mask cut out in grey."""
-    clip = example()
-    covered = grow_mask(clip.masks[index : index + 1], 4) > 0
-    return torch.where(covered, torch.tensor(0.5), clip.frames[index : index + 1])
+    return torch.where(grow_mask(clip.masks, 4) > 0, torch.tensor(0.5), clip.frames)
 
 
 def propagate_mask() -> Tensor:
     clip = example()
+    painted = labelled(overlay(clip.frames[:1], clip.painted), "painted: frame 0")[0]
     tinted = overlay(clip.frames, clip.masks)
-    return row([painted_frame(), *(labelled(tinted[m : m + 1], f"frame {m}")[0] for m in MOMENTS[1:])])
+    return grid([painted, *(moment(tinted, m) for m in (16, 32, 47))])
 
 
 def propagator_flow() -> Tensor:
     clip = example()
-    return column([strip(clip.frames), strip(overlay(clip.frames, clip.masks))])
+    return pairs(clip.frames, overlay(clip.frames, clip.masks))
 
 
 def backbone_flow() -> Tensor:
-    clip = example()
-    cut = torch.cat([hole(index) for index in range(len(clip.frames))])
-    return column([strip(cut), strip(clip.removed)])
+    return pairs(holes(), example().removed)
 
 
 def inactivation_inpaint() -> Tensor:
     clip, m = example(), 16
-    shown = (clip.frames[m : m + 1], hole(m), clip.removed[m : m + 1])
-    return row(
-        [labelled(picture, label)[0] for picture, label in zip(shown, ("images", "masks", "result"), strict=True)]
-    )
+    changed = compare(clip.frames, clip.removed, "difference")
+    shown = {"images": clip.frames, "inactivation, grown": holes(), "result": clip.removed, "what changed": changed}
+    return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
 
 
 def mask_overlay() -> Tensor:
@@ -116,8 +118,9 @@ def mask_overlay() -> Tensor:
         "defaults": {},
         "opacity 0": {"opacity": 0.0, "outline": 3},
         "green, no outline": {"colour": (0.2, 0.9, 0.3), "opacity": 0.7, "outline": 0},
+        "black, opacity 1": {"colour": (0.0, 0.0, 0.0), "opacity": 1.0, "outline": 0},
     }
-    return row([labelled(overlay(frame, mask, **style), name)[0] for name, style in styles.items()])
+    return grid([labelled(overlay(frame, mask, **style), name)[0] for name, style in styles.items()])
 
 
 def compare_video() -> Tensor:
@@ -143,12 +146,12 @@ def fitted(picture: Tensor, width: int) -> Tensor:
 
 #: Where each picture goes, and how wide it is.
 PICTURES = {
-    DOCS / "CIRI_PropagatorFlow" / "picture.jpg": (propagator_flow, 1000),
-    DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 1000),
-    DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 1000),
-    DOCS / "CIRI_InactivationInpaint" / "picture.jpg": (inactivation_inpaint, 1000),
-    DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 1000),
-    DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 870),
+    DOCS / "CIRI_PropagatorFlow" / "picture.jpg": (propagator_flow, 640),
+    DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 640),
+    DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 640),
+    DOCS / "CIRI_InactivationInpaint" / "picture.jpg": (inactivation_inpaint, 640),
+    DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
+    DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
     WORKFLOWS / "one_shot_removal.jpg": (one_shot_removal, 432),
 }
 
