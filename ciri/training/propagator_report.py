@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ciri.checkpoints import write_safetensors
 from ciri.propagation.lite import ARCHITECTURE, LiteNetwork
+from ciri.training.film import Dice
 from ciri.training.propagator_clips import unroll
 from ciri.training.propagator_data import Bank
-from ciri.training.synth_vos import CLIPS, LONG, Dice, Recipe, Sample, synthesise
+from ciri.training.synth_vos import CLIPS, LONG, Recipe, Sample, synthesise
 
 #: Clips of each kind, and their length.
 CLIPS_OF_A_KIND, LENGTH = 24, 10

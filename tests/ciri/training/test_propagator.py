@@ -14,12 +14,14 @@ from ciri.propagation.lite import LiteNetwork, load_lite
 from ciri.propagation.memory import read
 from ciri.training import synth_vos
 from ciri.training.data import open_library
+from ciri.training.film import Dice, compress
 from ciri.training.located import locate, read_placements, together
-from ciri.training.propagator import Average, Settings, learning_pace, load_exported, train
+from ciri.training.propagator import Settings, learning_pace, train
 from ciri.training.propagator_clips import read_batch, segmentation_loss, unroll
 from ciri.training.propagator_data import load_bank
 from ciri.training.propagator_report import export, jaccard
-from ciri.training.synth_vos import Dice, Recipe, Sample, synthesise
+from ciri.training.propagator_weights import Average, load_exported
+from ciri.training.synth_vos import Recipe, Sample, synthesise
 
 HEIGHT, WIDTH = 96, 160
 
@@ -110,7 +112,7 @@ def test_the_bank_holds_the_material(bank):
 
 def test_the_mask_is_where_the_target_is_seen(bank, monkeypatch):
     """Scenes are black, targets come without others: then every bright pixel is target, and no other is."""
-    monkeypatch.setattr(synth_vos, "_film", lambda frames, dice: frames)
+    monkeypatch.setattr(synth_vos, "film", lambda frames, dice: frames)
     black = replace(bank, frames=torch.zeros_like(bank.frames), sprites=bank.sprites.clone())
     black.sprites[:, :3] = black.sprites[:, 3:]
     recipe = Recipe(4, annotated=0.0, crowd=0.0, union=0.0, twin=0.0, blur=0.0, leave=0.5)
@@ -127,7 +129,7 @@ def test_the_mask_is_where_the_target_is_seen(bank, monkeypatch):
 
 def test_annotated_objects_move_with_their_scene(bank, monkeypatch):
     """Mask and picture of an annotated scene go through the same deformation: paint the object white to see it."""
-    monkeypatch.setattr(synth_vos, "_film", lambda frames, dice: frames)
+    monkeypatch.setattr(synth_vos, "film", lambda frames, dice: frames)
     white = replace(bank, frames=torch.zeros_like(bank.frames))
     for index, masks in white.tracks:
         white.frames[index] = white.masks[masks][:, None].expand(-1, 3, -1, -1)
@@ -148,10 +150,10 @@ def test_the_same_seed_makes_the_same_clips(bank):
 
 def test_compression_keeps_the_picture_and_loses_detail():
     frames = torch.rand(2, 1, 3, 32, 48)
-    pressed = synth_vos._compress(frames, Dice(0, "cpu"))
+    pressed = compress(frames, Dice(0, "cpu"))
     smooth = torch.full_like(frames, 0.5)
     assert 1e-3 < float((pressed - frames).abs().mean()) < 0.1
-    assert torch.allclose(synth_vos._compress(smooth, Dice(0, "cpu")), smooth, atol=0.02)
+    assert torch.allclose(compress(smooth, Dice(0, "cpu")), smooth, atol=0.02)
 
 
 def test_the_batched_read_is_the_engines_read():
