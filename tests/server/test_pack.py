@@ -45,7 +45,7 @@ def test_help_pages_and_their_pictures_are_served(server):
             assert pictures
             for name in pictures:
                 picture = fetch(server, f"/extensions/{PACK_NAME}/docs/{name}")
-                assert picture[:2] == b"\xff\xd8", f"{name} is no JPEG"
+                assert picture[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG"), f"{name} is neither JPEG nor PNG"
 
 
 def test_workflows_are_offered_as_templates_with_a_thumbnail(server):
