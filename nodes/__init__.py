@@ -20,10 +20,12 @@ from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseForme
 from .compare import CompareVideo, MaskOverlay
 from .inpaint import InactivationInpaint
 from .propagate import PropagateMask
+from .propagator_stcn import PropagatorSTCN
 from .propagators import PropagatorFlow
 
 NODES: list[type[io.ComfyNode]] = [
     PropagatorFlow,
+    PropagatorSTCN,
     PropagateMask,
     BackboneFlow,
     BackboneE2FGVI,

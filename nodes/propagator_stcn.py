@@ -1,0 +1,100 @@
+"""The node of STCN, the published propagator; the weights are the user's own file in ``models/ciri``."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ._adapt import PropagatorSocket, building_network, choose, device, plain_errors
+from ._weights import options, path_of
+from .propagators import CATEGORY_PROPAGATORS
+
+MODELS = ("stcn",)
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+LICENCE = "not stated for the weights; the code is MIT"
+
+
+class PropagatorSTCN(io.ComfyNode):
+    """STCN, a space-time memory network."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_PropagatorSTCN",
+            display_name="Propagator: STCN",
+            category=CATEGORY_PROPAGATORS,
+            description=(
+                "Space-time memory network (NeurIPS 2021), the propagator of the CIRI paper: every frame is compared "
+                f"with remembered ones. Takes stcn.pth as published. Licence of the published weights: {LICENCE}."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "weights",
+                    options=options(MODELS),
+                    tooltip="A file in models/ciri whose content is STCN, as published or converted. "
+                    f"Licence of the published weights: {LICENCE}.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=PRECISIONS,
+                    default="auto",
+                    tooltip="auto measures whether this processor is faster in half precision.",
+                ),
+                io.Int.Input(
+                    "memory_every",
+                    default=5,
+                    min=1,
+                    max=1000,
+                    tooltip="Every n-th frame is remembered. Smaller follows fast changes better and costs time.",
+                ),
+                io.Boolean.Input(
+                    "remember_last",
+                    default=False,
+                    tooltip="Remember the previous frame too: for fast changes; a third more time. Off as published.",
+                ),
+                io.Int.Input(
+                    "memory_frames",
+                    default=32,
+                    min=2,
+                    max=10000,
+                    tooltip="Most frames that are remembered besides the painted ones. Beyond it the recent ones and "
+                    "an even spread of the others stay, so long clips need no more memory than short ones.",
+                ),
+                io.Int.Input(
+                    "working_size",
+                    default=480,
+                    min=128,
+                    max=4096,
+                    step=16,
+                    tooltip="Shorter side, in pixels, at which the object is followed; larger frames are shrunk to it. "
+                    "The published weights were trained and measured at 480.",
+                ),
+            ],
+            outputs=[
+                PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
+            ],
+        )
+
+    @classmethod
+    @plain_errors
+    def execute(
+        cls,
+        weights: str,
+        precision: str,
+        memory_every: int,
+        remember_last: bool,
+        memory_frames: int,
+        working_size: int,
+    ) -> io.NodeOutput:
+        from ciri.propagation.stcn import build_stcn
+
+        with building_network():
+            propagator = build_stcn(
+                path_of(weights, MODELS),
+                device=device(),
+                precision=choose(precision, PRECISIONS, "precision"),
+                memory_every=memory_every,
+                include_last=remember_last,
+                memory_budget=memory_frames,
+                short_side=working_size,
+            )
+        return io.NodeOutput(propagator)
