@@ -32,13 +32,15 @@ def complete_flow(flow: Tensor, hole: Tensor, trust: Tensor | None = None) -> Te
         float32 (N, 2, H, W). A field whose hole is everything is 0.
     """
     known = 1 - hole
-    weight = known if trust is None else known * trust
+    weight = (2 * known - 1).clamp(min=0)  # what is rather hidden than visible says nothing about the rest
+    if trust is not None:
+        weight = weight * trust
     affine = fit_affine(flow, weight)
-    rest = membrane(flow - affine, weight) + affine
+    rest = membrane(flow - affine, weight, finest_sweeps=1) + affine
     return torch.lerp(rest, flow, known)
 
 
-def membrane(values: Tensor, weight: Tensor, *, sweeps: int = SWEEPS) -> Tensor:
+def membrane(values: Tensor, weight: Tensor, *, sweeps: int = SWEEPS, finest_sweeps: int = SWEEPS) -> Tensor:
     """Continue values from where they are known to where they are not, by Laplace's equation.
 
     Cascadic multigrid: solved on the coarsest level, then carried up and relaxed with
@@ -48,6 +50,7 @@ def membrane(values: Tensor, weight: Tensor, *, sweeps: int = SWEEPS) -> Tensor:
         values: float32 (N, C, H, W); what it holds where the weight is 0 does not matter.
         weight: float32 (N, 1, H, W) in [0, 1].
         sweeps: relaxation sweeps per level.
+        finest_sweeps: the same on the finest level, which costs as much as three of all the others.
 
     Returns:
         float32 (N, C, H, W); 0 where a field has no weight anywhere.
@@ -65,7 +68,7 @@ def membrane(values: Tensor, weight: Tensor, *, sweeps: int = SWEEPS) -> Tensor:
     while pyramid:
         known, weight = pyramid.pop()
         result = F.interpolate(result, size=known.shape[-2:], mode="bilinear", align_corners=False)
-        for _ in range(sweeps):
+        for _ in range(sweeps if pyramid else finest_sweeps):
             result = torch.lerp(_neighbour_mean(result), known, weight)
     return result
 

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.flow.completion import complete_flow
-from ciri.flow.dis import consistency, neighbour_flow
-from ciri.frames import grow_mask
+from ciri.flow.completion import complete_flow, membrane
+from ciri.flow.dis import Preset, consistency, neighbour_flow
 from ciri.progress import OnStep, ignore, part
 
 #: Pixels above this are given a fill; paste-back blends by the map itself.
 COVERED_ABOVE = 0.05
 #: Pixels above this show the target, not the background, and are never a source.
 HIDDEN_ABOVE = 0.5
-#: Flow this close to the target is partly the target's own and is not believed, in pixels.
-FLOW_MARGIN = 12
+#: How far around the target DIS mixes its motion into the background's, in pixels: in the clip as it is, and
+#: after the target has been taken out.
+WIDE_MARGIN, NARROW_MARGIN = 12, 3
+#: A bilinear sample counts if at least this share of it is made of visible pixels.
+SMALLEST_SHARE = 0.05
 #: What a step along the flow is taken to miss even where both directions agree, in pixels.
 DRIFT = 0.05
 
@@ -89,6 +93,8 @@ class Candidates:
 
     Attributes:
         frames: float32 (T, 3, H, W), the input, on the CPU.
+        visible: bool (T, H, W), pixels that do not show the target.
+        table: the visible pixels, to be sampled; filling adds synthesised pixels to it.
         covered: per frame, int64 (n,), flat indices of the pixels that are to be filled.
         before: per frame, their sources in the past.
         after: per frame, their sources in the future.
@@ -97,6 +103,8 @@ class Candidates:
     """
 
     frames: Tensor
+    visible: Tensor
+    table: PixelTable
     covered: list[Tensor]
     before: list[Addresses]
     after: list[Addresses]
@@ -106,14 +114,26 @@ class Candidates:
     def copied(self, t: int, side: str) -> Copied:
         """Return what the past (``side`` = "before") or the future ("after") shows of frame t's covered pixels."""
         source = (self.before if side == "before" else self.after)[t]
-        _, _, h, w = self.frames.shape
-        colours, distance, trust = torch.zeros(3, h * w), torch.zeros(1, h * w), torch.zeros(1, h * w)
-        found = source.frame >= 0
+        h, w = self.frames.shape[2:]
+        sampled, weight = self.blend(t, [source])
+        found = weight > 0
         index = self.covered[t][found]
-        colours[:, index] = sample(self.frames, source)[found].T
+        colours, distance, trust = torch.zeros(3, h * w), torch.zeros(1, h * w), torch.zeros(1, h * w)
+        colours[:, index] = sampled[found].T
         distance[0, index] = (source.frame[found] - t).abs().float()
         trust[0, index] = trust_of(source)[found]
         return Copied(colours.reshape(3, h, w), distance.reshape(1, h, w), trust.reshape(1, h, w))
+
+    def blend(self, t: int, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
+        """Return colours (n, 3) for frame t's covered pixels, blended from sources, and total weights (n,)."""
+        total = torch.zeros(len(self.covered[t]))
+        colours = torch.zeros(len(total), 3)
+        for source in sources:
+            sampled, share = self.table.sample(source.frame, source.position)
+            weight = weight_of(source, t) * (share > SMALLEST_SHARE)
+            colours += weight[:, None] * sampled
+            total += weight
+        return colours / total.clamp(min=1e-12)[:, None], total
 
 
 def trust_of(source: Addresses) -> Tensor:
@@ -121,8 +141,16 @@ def trust_of(source: Addresses) -> Tensor:
     return torch.where(source.frame >= 0, 1 / (1 + source.error.square()), torch.zeros(()))
 
 
+def weight_of(source: Addresses, t: int) -> Tensor:
+    """Return float32 (n,), a source's say in the blend for frame t: by trust, and inversely by distance."""
+    return trust_of(source) / (source.frame - t).abs().clamp(min=1)
+
+
 def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Candidates:
     """Find, for every covered pixel, where the nearest frames before and after show what is behind the target.
+
+    Flow near a moving target is partly the target's own. A first, rough round therefore takes the target out; the
+    flow that counts is measured on the clip without it.
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
@@ -131,28 +159,62 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = 
         on_step: called for every frame of every pass; may raise to stop.
     """
     frames, inactivation = frames.cpu(), inactivation.cpu()
-    forward, backward = neighbour_flow(frames, on_step=part(on_step, 0.0, 0.7))
-    complete_neighbour_flow(forward, backward, inactivation, on_step=part(on_step, 0.7, 0.8))
-    covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
     visible = inactivation[:, 0] <= HIDDEN_ABOVE
-    after = follow(forward, backward, visible, covered, ahead=True, on_step=part(on_step, 0.8, 0.9))
-    before = follow(backward, forward, visible, covered, ahead=False, on_step=part(on_step, 0.9, 1.0))
-    return Candidates(frames, covered, before, after, forward, backward)
+    covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
+    table = PixelTable(frames, visible)
+
+    def search(watched: Tensor, margin: int, preset: Preset, on_step: OnStep) -> Candidates:
+        """Measure flow on a clip, complete it around the target, and follow it to the sources."""
+        forward, backward = neighbour_flow(watched, preset=preset, on_step=part(on_step, 0.0, 0.6))
+        complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
+        after = follow(forward, backward, visible, covered, ahead=True, on_step=part(on_step, 0.8, 0.9))
+        before = follow(backward, forward, visible, covered, ahead=False, on_step=part(on_step, 0.9, 1.0))
+        return Candidates(frames, visible, table, covered, before, after, forward, backward)
+
+    rough = search(frames, WIDE_MARGIN, "medium", part(on_step, 0.0, 0.5))
+    without = torch.stack([_rough_fill(rough, t) for t in range(len(frames))])
+    del rough
+    found = search(without, NARROW_MARGIN, "medium", part(on_step, 0.5, 1.0))
+    for source in (*found.before, *found.after):
+        # an address shifted along a seam can end up among hidden pixels
+        _, share = table.sample(source.frame, source.position)
+        source.frame[share <= SMALLEST_SHARE] = -1
+    return found
+
+
+def _rough_fill(candidates: Candidates, t: int) -> Tensor:
+    """Return frame t (3, H, W) with its covered pixels blended from both sides, and smooth where no frame helps."""
+    frame = candidates.frames[t].clone()
+    index = candidates.covered[t]
+    colours, weight = candidates.blend(t, [candidates.before[t], candidates.after[t]])
+    frame.view(3, -1)[:, index] = colours.T
+    if (weight > 0).all():
+        return frame
+    known = torch.ones(1, 1, *frame.shape[1:])
+    known.view(-1)[index] = (weight > 0).float()
+    return membrane(frame[None], known)[0]
 
 
 def complete_neighbour_flow(
-    forward: Tensor, backward: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore
+    forward: Tensor, backward: Tensor, inactivation: Tensor, margin: int, *, on_step: OnStep = ignore
 ) -> None:
-    """Complete both flows inside the inactivation map, in place, pair by pair."""
+    """Complete both flows where the inactivation map, grown by ``margin`` pixels, is positive; in place."""
+    holes = torch.stack([_near(mask, margin) for mask in inactivation])
     for t in range(len(forward)):
-        pair = slice(t, t + 1)
-        there, back = forward[pair].clone(), backward[pair].clone()
+        there, back = forward[t : t + 1].clone(), backward[t : t + 1].clone()
         for flow, inverse, frame, target in ((there, back, t, forward), (back, there, t + 1, backward)):
-            hole = inactivation[frame : frame + 1]
-            if hole.any():
-                wide = grow_mask((hole > COVERED_ABOVE).float(), FLOW_MARGIN)
-                target[pair] = torch.lerp(flow, complete_flow(flow, wide, consistency(flow, inverse)), wide)
+            if holes[frame].any():
+                trust = consistency(flow, inverse)
+                target[t : t + 1] = complete_flow(flow, holes[frame : frame + 1].float(), trust)
         on_step(t + 1, len(forward))
+
+
+def _near(mask: Tensor, margin: int) -> Tensor:
+    """Return bool (1, H, W): at most ``margin`` pixels from a covered pixel of the mask (1, H, W)."""
+    free = (mask[0] <= COVERED_ABOVE).byte().numpy()
+    if free.all():
+        return torch.zeros_like(mask, dtype=torch.bool)
+    return torch.from_numpy(cv2.distanceTransform(free, cv2.DIST_L2, 5) <= margin)[None]
 
 
 def follow(
@@ -166,14 +228,14 @@ def follow(
         visible: bool (T, H, W), pixels that are their own source.
         covered: per frame, the flat indices of the pixels to find a source for.
     """
-    count, h, w = visible.shape
+    count = len(visible)
     order = range(count - 1, -1, -1) if ahead else range(count)
     result = [Addresses.nowhere(len(index)) for index in covered]
     neighbour: Addresses | None = None
     for done, t in enumerate(order):
         if neighbour is not None and len(covered[t]):
             pair = t if ahead else t - 1
-            result[t] = _step(covered[t], flow[pair], inverse[pair], neighbour)
+            result[t] = hand_over(covered[t], flow[pair], inverse[pair], neighbour)
         neighbour = Addresses.own(t, visible[t])
         hidden = ~visible[t].flatten()[covered[t]]
         found = result[t]
@@ -182,8 +244,15 @@ def follow(
     return result
 
 
-def _step(index: Tensor, flow: Tensor, inverse: Tensor, neighbour: Addresses) -> Addresses:
-    """Follow the flow for one frame and take over the address found there."""
+def hand_over(index: Tensor, flow: Tensor, inverse: Tensor, neighbour: Addresses) -> Addresses:
+    """Follow the flow for one frame and take over the addresses found there.
+
+    Args:
+        index: int64 (n,), flat indices of the pixels to follow.
+        flow: float32 (2, H, W), to the neighbouring frame.
+        inverse: float32 (2, H, W), back from it.
+        neighbour: the addresses of all H x W pixels of the neighbouring frame.
+    """
     _, h, w = flow.shape
     start = torch.stack([index % w, index // w], -1).float()
     motion = flow.reshape(2, -1)[:, index].T
@@ -195,13 +264,14 @@ def _step(index: Tensor, flow: Tensor, inverse: Tensor, neighbour: Addresses) ->
     nearest = there.round().long()
     flat = nearest[:, 1] * w + nearest[:, 0]
     source = neighbour.frame[flat]
-    # where all four neighbours come from one frame their positions interpolate exactly; across a seam between
-    # two source frames the nearest one's is shifted along
-    same = (neighbour.frame[corners] == source[:, None]).all(1)
-    between = (neighbour.position[corners] * weights[..., None]).sum(1)
+    back, between = interpolate(torch.cat([inverse.reshape(2, -1).T, neighbour.position], 1), corners, weights).split(
+        2, -1
+    )
+    # where the four neighbours come from one place their positions interpolate exactly; across a seam between two
+    # places (or two source frames) the nearest one's is shifted along
     shifted = neighbour.position[flat] + there - nearest
-    back = (inverse.reshape(2, -1).T[corners] * weights[..., None]).sum(1)
-    astray = (motion + back).norm(dim=-1) + DRIFT
+    same = (neighbour.frame[corners] == source[:, None]).all(1) & ((between - shifted).abs().amax(-1) < 0.5)
+    astray = (motion + back).square().sum(-1).sqrt() + DRIFT
     return Addresses(
         torch.where(inside, source, -1),
         torch.where(same[:, None], between, shifted),
@@ -211,22 +281,52 @@ def _step(index: Tensor, flow: Tensor, inverse: Tensor, neighbour: Addresses) ->
 
 def bilinear(points: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     """Return the flat indices (n, 4) and the weights (n, 4) of the pixels around points (n, 2) inside the frame."""
-    low = torch.minimum(points.floor().long(), torch.tensor([max(w - 2, 0), max(h - 2, 0)]))
-    part_x, part_y = (points - low).unbind(-1)
+    x, y = points.unbind(-1)
+    left, top = x.long().clamp(max=max(w - 2, 0)), y.long().clamp(max=max(h - 2, 0))
+    part_x, part_y = x - left, y - top
     right, down = int(w > 1), w * int(h > 1)
-    flat = low[:, 1] * w + low[:, 0]
-    corners = torch.stack([flat, flat + right, flat + down, flat + down + right], 1)
-    weights = torch.stack(
-        [(1 - part_x) * (1 - part_y), part_x * (1 - part_y), (1 - part_x) * part_y, part_x * part_y], 1
-    )
+    corners = (top * w + left)[:, None] + torch.tensor([0, right, down, down + right])
+    across = torch.stack([1 - part_x, part_x], 1)
+    weights = torch.cat([across * (1 - part_y)[:, None], across * part_y[:, None]], 1)
     return corners, weights
 
 
-def sample(frames: Tensor, source: Addresses) -> Tensor:
-    """Return float32 (n, C), the colours at the addresses, bilinearly; what -1 addresses give does not matter."""
-    count, channels, h, w = frames.shape
-    limit = torch.tensor([w - 1, h - 1]).float()
-    corners, weights = bilinear(source.position.clamp(min=torch.zeros(2), max=limit), h, w)
-    planes = frames.reshape(count, channels, h * w)
-    frame = source.frame.clamp(min=0)[:, None].expand_as(corners)
-    return torch.einsum("nkc,nk->nc", planes[frame, :, corners], weights)
+def interpolate(table: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    """Return (n, C), the weighted sums of rows of ``table`` (pixels, C) at corners (n, 4)."""
+    # one fused gather-and-sum: several times faster than indexing and summing
+    return F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights)
+
+
+class PixelTable:
+    """All pixels of a clip that may be copied, as rows to gather from.
+
+    A row holds red, green, blue and 1 where the pixel may be copied, and zeros where it may not, so that bilinear
+    samples at the rim of a hole can be made of the pixels on the right side of it alone.
+    """
+
+    def __init__(self, frames: Tensor, visible: Tensor) -> None:
+        """Take frames (T, 3, H, W) and visible, bool (T, H, W)."""
+        _, _, self.h, self.w = frames.shape
+        self.rows = torch.cat([frames * visible[:, None], visible[:, None]], 1).permute(0, 2, 3, 1).reshape(-1, 4)
+        self.limit = torch.tensor([self.w - 1, self.h - 1]).float()
+
+    def sample(self, frame: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return colours (n, 3) at positions (n, 2), and how much of each sample may be copied, (n,) in [0, 1].
+
+        Frames below 0 give what frame 0 holds: the caller knows that these have no source.
+        """
+        corners, weights = bilinear(position.clamp(min=torch.zeros(2), max=self.limit), self.h, self.w)
+        corners += (frame.clamp(min=0) * (self.h * self.w))[:, None]
+        values = interpolate(self.rows, corners, weights)
+        share = values[:, 3]
+        return values[:, :3] / share.clamp(min=1e-6)[:, None], share
+
+    def add(self, t: int, index: Tensor, colours: Tensor) -> None:
+        """Let pixels of frame t, flat indices (n,), be copied from now on, with these colours (n, 3)."""
+        at = t * self.h * self.w + index
+        self.rows[at, :3], self.rows[at, 3] = colours, 1.0
+
+    def shown(self, t: int) -> Tensor:
+        """Return bool (H, W): the pixels of frame t that may be copied."""
+        size = self.h * self.w
+        return self.rows[t * size : (t + 1) * size, 3].view(self.h, self.w) > 0

@@ -1,0 +1,102 @@
+"""Copying gradients instead of colours: copied pixels meet each other and the rim of the hole without a seam.
+
+Frames differ in exposure, white balance and haze. The copied colours C are corrected by the e that makes the
+gradients of C + e those of the source frames, with e = 0 on the rim (Perez et al., "Poisson Image Editing",
+SIGGRAPH 2003). Gradients and colours disagree only where two source frames, or a source frame and the picture, meet.
+
+Dimensions: b fields, c channels, h w pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: V-cycles of the solver: more changed the score of no clip by more than 0.03 dB.
+CYCLES = 5
+#: Weight of a Jacobi sweep (4/5 damps the high frequencies of the 5-point stencil best).
+DAMPING = 0.8
+SWEEPS, COARSEST_SWEEPS = 2, 8
+
+
+def correction(mismatch_x: Tensor, mismatch_y: Tensor, hole: Tensor) -> Tensor:
+    """Return the correction whose gradients undo the mismatch inside the hole; 0 outside.
+
+    Args:
+        mismatch_x: float32 (C, H, W-1), wanted minus present difference between a pixel and its right neighbour.
+        mismatch_y: float32 (C, H-1, W), the same for the neighbour below.
+        hole: bool (H, W), where the correction may act.
+
+    Returns:
+        float32 (C, H, W).
+    """
+    result = mismatch_x.new_zeros(mismatch_x.shape[0], *hole.shape)
+    if not hole.any():
+        return result
+    result[:, :, :-1] -= mismatch_x
+    result[:, :, 1:] += mismatch_x
+    result[:, :-1] -= mismatch_y
+    result[:, 1:] += mismatch_y
+    rows, columns = torch.nonzero(hole.any(1)).flatten(), torch.nonzero(hole.any(0)).flatten()
+    # a rim of one known pixel is needed, except where the hole touches the picture's border: there, no neighbour
+    box = (slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2), slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2))
+    inside = hole[box].to(result)
+    solved = torch.zeros_like(result)
+    solved[(slice(None), *box)] = solve_poisson((result[(slice(None), *box)] * inside)[None], inside[None, None])[0]
+    return solved
+
+
+def solve_poisson(right: Tensor, hole: Tensor, cycles: int = CYCLES) -> Tensor:
+    """Solve n e - (sum of the n neighbours of e) = right inside the hole, e = 0 outside it, by multigrid.
+
+    Pixels at the picture's border have fewer neighbours (no flux through the border).
+
+    Args:
+        right: float32 (B, C, H, W), 0 outside the hole.
+        hole: float32 (1, 1, H, W), 0 or 1.
+    """
+    levels = [_level(hole)]
+    while min(hole.shape[-2:]) > 4:
+        hole = (F.avg_pool2d(_even(hole), 2) > 0.99).to(hole)  # a coarse pixel is free if all its four are
+        if not hole.any():
+            break
+        levels.append(_level(hole))
+    result = torch.zeros_like(right)
+    for _ in range(cycles):
+        result = _v_cycle(result, right, levels)
+    return result
+
+
+def _level(hole: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a level's hole and its pixels' number of neighbours."""
+    return hole, _neighbour_sum(torch.ones_like(hole)).clamp(min=1)
+
+
+def _v_cycle(e: Tensor, right: Tensor, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
+    hole, neighbours = levels[0]
+    rate = DAMPING * hole / neighbours
+    if len(levels) == 1:
+        return _relax(e, right, neighbours, rate, COARSEST_SWEEPS)
+    e = _relax(e, right, neighbours, rate, SWEEPS)
+    rest = hole * (right - neighbours * e + _neighbour_sum(e))
+    coarse = F.avg_pool2d(_even(rest), 2) * 4  # the stencil is not divided by the squared spacing: sums, not means
+    coarse = _v_cycle(torch.zeros_like(coarse), coarse, levels[1:])
+    h, w = e.shape[-2:]
+    fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :h, :w]
+    return _relax(e + hole * fine, right, neighbours, rate, SWEEPS)
+
+
+def _relax(e: Tensor, right: Tensor, neighbours: Tensor, rate: Tensor, sweeps: int) -> Tensor:
+    for _ in range(sweeps):
+        e = e + rate * (right - neighbours * e + _neighbour_sum(e))
+    return e
+
+
+def _neighbour_sum(x: Tensor) -> Tensor:
+    p = F.pad(x, (1, 1, 1, 1))
+    return p[..., 1:-1, :-2] + p[..., 1:-1, 2:] + p[..., :-2, 1:-1] + p[..., 2:, 1:-1]
+
+
+def _even(x: Tensor) -> Tensor:
+    return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
