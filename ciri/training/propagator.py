@@ -32,7 +32,7 @@ from ciri.training.synth_vos import CLIPS, LONG, STILLS, Recipe, synthesise
 
 #: The pretrained encoder moves more slowly than what starts from nothing.
 ENCODER_RATE = 0.25
-#: Every so-manyth scene, still and object is held back. In the data pack that leaves two annotated clips to validate on.
+#: Every so-manyth scene, still and object is held back; of the data pack that keeps two annotated clips to validate on.
 HELD_EVERY = 13
 
 
