@@ -5,7 +5,8 @@ How to add a node
        pattern of the classes there: ``CIRI_`` ids, a tooltip on every input and output, ``@plain_errors`` on
        ``execute``, imports of ``ciri`` models inside ``execute`` (a missing weight must not keep the pack from
        loading). A new propagator or backbone only has to return its object on the common socket.
-    2. Add the class to ``NODES`` below.
+    2. Add the class to ``NODES`` below. An input called ``weights`` offers files (``_weights.py``); its choices are not
+       part of the snapshot.
     3. Write its help: ``web/docs/<id>.md`` and ``web/docs/<id>/zh.md``, with a picture (``scripts/make_pictures.py``),
        and its Chinese texts in ``locales/zh/nodeDefs.json``.
     4. Run ``CIRI_UPDATE=1 python -m pytest tests/nodes/test_schema.py``: it writes the schema snapshot and the

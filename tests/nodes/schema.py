@@ -7,7 +7,7 @@ from scripts.comfyui import ROOT
 __all__ = ["ROOT", "english_texts", "frozen"]
 
 #: Inputs whose choices are files on the person's disk.
-FILE_INPUTS = {"checkpoint"}
+FILE_INPUTS = {"weights"}
 
 
 def _inputs(info: dict, group: str) -> dict:
@@ -24,7 +24,8 @@ def frozen(described: dict) -> dict:
             for name, (kind, options) in _inputs(info, group).items():
                 kept = {k: v for k, v in options.items() if k not in {"tooltip", "label_on", "label_off"}}
                 if name in FILE_INPUTS:
-                    kept.pop("options", None), kept.pop("default", None)
+                    kept.pop("options", None)
+                    kept.pop("default", None)
                 entries[name] = [kind, kept]
             if entries:
                 groups[group] = entries
