@@ -14,6 +14,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="train the small networks that ship with the pack")
     networks = parser.add_subparsers(metavar="NETWORK", required=True)
     _add_propagator(networks)
+    _add_backbone(networks)
     _add_locate(networks)
 
 
@@ -25,7 +26,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan-minutes", type=float, help="minutes of all calls together (default: --minutes)")
     parser.add_argument("--steps", type=int, default=20_000, help="most steps of all calls together (default 20000)")
     parser.add_argument("--seed", type=int, default=1, help="of weights, synthesis and split (default 1)")
-    parser.add_argument("--workers", type=int, default=16, help="decoding threads (default 16)")
+    parser.add_argument("--workers", type=int, default=16, help="threads or processes that make clips (default 16)")
 
 
 def _add_propagator(networks: Any) -> None:
@@ -71,6 +72,45 @@ def _train_propagator(args: argparse.Namespace) -> None:
     with shared.progress("training") as bar:
         weights = train(settings, say=remark, on_step=bar)
     remark(f"{weights}: copy it to weights/ once benchmarks/propagation_quality.py says that it is better")
+
+
+def _add_backbone(networks: Any) -> None:
+    parser = networks.add_parser("backbone", help="the backbone lite")
+    add_run(parser)
+    parser.add_argument("--variant", default="ciri", help="ciri, no-curriculum or hard-mask (default ciri)")
+    parser.add_argument("--init", type=Path, help="exported weights to begin with")
+    parser.add_argument("--batch", type=int, default=8, help="clips per step (default 8)")
+    parser.add_argument("--window", type=int, default=10, help="frames per clip and step (default 10)")
+    parser.add_argument("--length", type=int, default=20, help="frames of the clips that copies are sought in")
+    parser.add_argument("--size", default="256x144", metavar="WxH", help="size of the clips (default 256x144)")
+    parser.add_argument("--pool", type=int, default=2000, help="clips held for reuse (default 2000)")
+    parser.add_argument("--rate", type=float, default=4e-4, help="learning rate (default 4e-4)")
+    parser.add_argument("--adversarial-from", type=float, default=1.0, help="progress at which it starts (1: never)")
+    parser.add_argument("--look-every", type=int, default=500, help="steps between validations (default 500)")
+    parser.add_argument("--held-back", type=int, default=24, help="clips that are validated on (default 24)")
+    shared.add_device(parser)
+    parser.set_defaults(run=_train_backbone)
+
+
+def _train_backbone(args: argparse.Namespace) -> None:
+    from ciri.errors import TrainingError
+    from ciri.training.backbone import Settings, train_backbone
+
+    try:
+        width, height = (int(side) for side in args.size.split("x"))
+    except ValueError:
+        raise TrainingError(f"--size {args.size!r}: expected WIDTHxHEIGHT, such as 256x144.") from None
+    same = ("data", "out", "variant", "minutes", "plan_minutes", "steps", "batch", "window", "length", "rate", "seed")
+    more = ("workers", "pool", "init", "adversarial_from", "look_every", "held_back")
+    settings = Settings(
+        device=str(shared.choose_device(args.device)),
+        height=height,
+        width=width,
+        **{name: getattr(args, name) for name in (*same, *more)},
+    )
+    with shared.progress("training") as bar:
+        weights = train_backbone(settings, say=remark, on_step=bar)
+    remark(f"{weights}: copy it to weights/ once benchmarks/learned_inpainting.py says that it is better")
 
 
 def _add_locate(networks: Any) -> None:

@@ -5,6 +5,8 @@ Dimensions: b clips, t frames, h w pixels; images (b, t, 3, h, w) in [0, 1], mas
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class TemporalPatchDiscriminator(nn.Module):
         super().__init__()
         sizes = (3, width, 2 * width, 4 * width, 4 * width, 4 * width)
         layers: list[nn.Module] = []
-        for c_in, c_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for c_in, c_out in itertools.pairwise(sizes):
             layers += [
                 spectral_norm(nn.Conv3d(c_in, c_out, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False)),
                 nn.LeakyReLU(0.2),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -44,11 +44,14 @@ class Sample:
     cues: Tensor
     masks: Tensor
     flow: Tensor
-    predicted: Tensor
+    predicted: bool
 
     def to(self, device: torch.device | str) -> Sample:
-        """Return a copy on another device."""
-        return Sample(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        """Return a copy on a device."""
+        # a copy in any case: what workers send is shared memory, which is scarcer than memory
+        tensors = (self.images, self.cues, self.masks, self.flow)
+        images, cues, masks, flow = (x.to(device, copy=True) for x in tensors)
+        return Sample(images, cues, masks, flow, self.predicted)
 
     def window(self, start: int, length: int, flip: bool) -> Sample:
         """Cut consecutive frames out, mirrored left to right if asked."""
@@ -61,9 +64,10 @@ class Sample:
         )
         if not flip:
             return cut
-        mirrored = [x.flip(-1) for x in (cut.images, cut.cues, cut.masks, cut.flow)]
-        mirrored[3] = mirrored[3] * torch.tensor([-1.0, 1, -1, 1]).to(mirrored[3])[:, None, None]
-        return Sample(*mirrored, self.predicted)
+        x_turned = torch.tensor([-1.0, 1.0, -1.0, 1.0]).to(cut.flow)[:, None, None]
+        return Sample(
+            cut.images.flip(-1), cut.cues.flip(-1), cut.masks.flip(-1), cut.flow.flip(-1) * x_turned, cut.predicted
+        )
 
 
 @dataclass
@@ -117,7 +121,7 @@ def make_sample(maker: CompositeMaker, rng: np.random.Generator, *, predicted: b
         _to_bytes(guide.cues),
         masks.byte() * 255,
         torch.cat([guide.forward, guide.backward], 1).half(),
-        torch.tensor(predicted),
+        predicted,
     )
 
 
@@ -244,7 +248,7 @@ class SamplePool:
             self.wait(self.made + 1)
         with self._arrived:
             pool = list(self.samples)
-        groups = [[s for s in pool if bool(s.predicted) == kind] for kind in (False, True)]
+        groups = [[s for s in pool if s.predicted == kind] for kind in (False, True)]
         chosen = []
         for _ in range(batch):
             kind = bool(torch.rand((), generator=random) < wrong)
