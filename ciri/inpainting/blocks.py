@@ -65,8 +65,9 @@ def merge_levels(layers: Sequence[nn.Module], x0: Tensor, taps: list[Tensor] | N
     """
     x = x0
     for level, (conv, activation) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
-        assert isinstance(conv, nn.Conv2d)
-        x = activation(conv(x if level == 0 else interleave(x0, x, conv.groups)))
+        # what stands in for a convolution (Winograd's) has one group
+        groups = conv.groups if isinstance(conv, nn.Conv2d) else 1
+        x = activation(conv(x if level == 0 else interleave(x0, x, groups)))
         if taps is not None:
             taps.append(x)
     return x

@@ -69,7 +69,9 @@ class E2FGVI(WindowNetwork):
         small = [F.interpolate((x + 1) / 2, size, mode="bilinear", align_corners=True) for x in (first, second)]
         pairs = torch.cat([torch.cat(small, 1), torch.cat(small[::-1], 1)])
         with self.autocast(first.device):
-            flow = in_chunks(lambda pair: self.update_spynet(*pair.split(3, 1)), pairs, 2 * self.chunk)
+            flow = in_chunks(
+                lambda pair: self.update_spynet(*pair.split(3, 1)), pairs, 2 * self.at_once(*first.shape[2:])
+            )
         return torch.stack(flow.chunk(2), 1)
 
     def propagate(self, features: Tensor, local: int, flows: Tensor) -> Tensor:
@@ -84,18 +86,20 @@ class E2FGVI(WindowNetwork):
         The last block asks for the wanted frames only; all T answer.
         """
         size = (features.shape[3], features.shape[4])
+        some = self.at_once(4 * size[0], 4 * size[1])
         with self.autocast(features.device):
-            tokens = in_chunks(self.ss, features.flatten(0, 1), self.chunk).float().unflatten(0, features.shape[:2])
+            tokens = in_chunks(self.ss, features.flatten(0, 1), some).float().unflatten(0, features.shape[:2])
             for index, block in enumerate(self.transformer):
                 last = index == len(self.transformer) - 1
-                tokens = block(tokens, size, wanted if last else None, self.chunk)
-            composed = in_chunks(lambda part: self.sc(part, size), tokens.flatten(0, 1), self.chunk)
+                tokens = block(tokens, size, wanted if last else None, some)
+            composed = in_chunks(lambda part: self.sc(part, size), tokens.flatten(0, 1), some)
         return composed.float().unflatten(0, tokens.shape[:2])
 
     def decode(self, features: Tensor) -> Tensor:
         """Features (N, 128, h, w) to frames (N, 3, 4 h, 4 w) in (-1, 1)."""
+        some = self.at_once(4 * features.shape[2], 4 * features.shape[3])
         with self.autocast(features.device):
-            decoded = in_chunks(lambda part: self.decoder(channels_last(part)), features, self.chunk)
+            decoded = in_chunks(lambda part: self.decoder(channels_last(part)), features, some)
         return decoded.float().tanh()
 
     def decode_window(

@@ -34,6 +34,9 @@ Features = dict[str, Tensor]
 
 Stage = Callable[[Tensor], Tensor]
 
+#: The frame size that ``chunk`` counts in.
+CHUNK_PIXELS = 240 * 432
+
 
 class WindowNetwork(nn.Module):
     """Base of the networks that the window driver runs. Frames are (.., 3, H, W) in [-1, 1], 0 is the hole's grey.
@@ -45,7 +48,8 @@ class WindowNetwork(nn.Module):
         facts: sizes, training and licence of the published weights.
         uses_flow: whether :meth:`decode_window` needs flows.
         gate_points: where Eq. 1 acts, a subset of the stages' names. Stored with weights trained for inactivation.
-        chunk: frames (or as much other work) done at a time. Less is less memory and the same result.
+        chunk: frames of 432 x 240 pixels, or as much of other sizes, that are worked on at a time. Less is less memory
+            and the same result.
         precision: dtype of convolutions and matrix products; what needs it stays float32.
     """
 
@@ -92,7 +96,7 @@ class WindowNetwork(nn.Module):
             network's gate points.
         """
         with self.autocast(frames.device):
-            parts = [self._encode_some(part) for part in frames.split(self.chunk)]
+            parts = [self._encode_some(part) for part in frames.split(self.at_once(*frames.shape[2:]))]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _encode_some(self, frames: Tensor) -> Features:
@@ -119,7 +123,7 @@ class WindowNetwork(nn.Module):
         with self.autocast(features["out"].device):
             for name, stage in self.stages().items():
                 if x is not None:
-                    x = torch.cat([stage(part) for part in x.split(self.chunk)])
+                    x = torch.cat([stage(part) for part in x.split(self.at_once(4 * x.shape[2], 4 * x.shape[3]))])
                 elif name in self.gate_points:
                     x = features[name]
                 if name in self.gate_points and x is not None:
@@ -127,6 +131,10 @@ class WindowNetwork(nn.Module):
                     weight = area_average(given, x.shape[-2:]).to(x.dtype)
                     x = x * (1 - weight) if fill is None else torch.lerp(x, fill[name].to(x.dtype), weight)
         return features["out"] if x is None else x
+
+    def at_once(self, height: int, width: int) -> int:
+        """How many frames of this size are worked on at a time; at least one."""
+        return max(1, self.chunk * CHUNK_PIXELS // (height * width))
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """Run convolutions and matrix products in the network's precision."""

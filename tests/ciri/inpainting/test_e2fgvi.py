@@ -52,6 +52,7 @@ def test_the_whole_is_the_published_form(network, clip):
 
 def test_local_frames_alone_and_any_chunk_give_the_same(network, clip, monkeypatch):
     expected = network(clip, LOCAL)[0][:, :LOCAL]
+    monkeypatch.setattr("ciri.inpainting.network.CHUNK_PIXELS", 60 * 108)
     for chunk in (1, 3):
         monkeypatch.setattr(network, "chunk", chunk)
         features, flows = parts(network, clip)

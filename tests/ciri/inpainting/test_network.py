@@ -48,6 +48,12 @@ def written_out(network, frames, maps, points):
     return x
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Count chunks in frames of this size."""
+    monkeypatch.setattr("ciri.inpainting.network.CHUNK_PIXELS", 16 * 24)
+
+
 @pytest.mark.parametrize("points", [(), ("out",), ("x0",), ("half", "out"), ("half", "x0", "out")])
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_gating_the_cache_is_gating_while_encoding(network, frames, soft, points, chunk):
@@ -112,3 +118,13 @@ def test_chunks_are_put_together_in_order():
 
     assert torch.equal(in_chunks(double, torch.arange(7.0), 3), 2 * torch.arange(7.0))
     assert sizes == [3, 3, 1]
+
+
+def test_larger_frames_are_fewer_at_a_time(network, frames, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(network, "_encode_some", lambda part: sizes.append(len(part)) or {"out": part})
+    network.chunk = 4
+    network.encode(frames)
+    network.encode(frames.repeat(1, 1, 1, 2))
+    network.encode(frames.repeat(1, 1, 4, 4))
+    assert sizes == [4, 1, 2, 2, 1, 1, 1, 1, 1, 1]
