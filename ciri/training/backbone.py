@@ -5,6 +5,7 @@ Dimensions: b clips, t frames, h w pixels.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -96,9 +97,7 @@ class Average(nn.Module):
 
     def __init__(self, network: LiteNetwork, decay: float = 0.999) -> None:
         super().__init__()
-        self.network, self.decay = LiteNetwork(network.config).to(next(network.parameters()).device), decay
-        self.network.load_state_dict(network.state_dict())
-        self.network.requires_grad_(False)
+        self.network, self.decay = copy.deepcopy(network).requires_grad_(False), decay
 
     @torch.no_grad()
     def update(self, network: LiteNetwork, step: int) -> None:
@@ -166,7 +165,7 @@ class BackboneTrainer:
         with self.autocast():
             output, inactivation = self.fill(batch, progress)
         region = torch.maximum(batch.true, (inactivation > 0.02).float())
-        psnr = frame_psnr(output, batch.clean, batch.true).mean()
+        psnr = _mean(frame_psnr(output, batch.clean, batch.true))
         losses = {
             "l1": reconstruction(output, batch.clean, region),
             "gradient": gradient_difference(output, batch.clean, region),
@@ -182,8 +181,14 @@ class BackboneTrainer:
         self.optimiser.step()
         self.average.update(self.network, number)
         with torch.no_grad():
-            gain = psnr - frame_psnr(batch.guide.base, batch.clean, batch.true).mean()
-        return {**losses, "gain over copying": gain, "gradient norm": norm, "beta": self.network.fusion.beta}
+            gain = psnr - _mean(frame_psnr(batch.guide.base, batch.clean, batch.true))
+        logged = {name: value.detach() for name, value in losses.items()}
+        return {
+            **logged,
+            "gain over copying": gain,
+            "gradient norm": norm.detach(),
+            "beta": self.network.fusion.beta.detach(),
+        }
 
     def fill(self, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
         """Run the network on what the curriculum shows it; return the output and M_iac."""
@@ -264,6 +269,11 @@ def candidate_maps(batch: Batch, features: Tensor, progress: float) -> tuple[Ten
 def grow_batch(mask: Tensor) -> Tensor:
     """Dilate (b, t, 1, h, w) as removal does."""
     return grow_mask(mask.flatten(0, 1), GROW).unflatten(0, mask.shape[:2])
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, 0 where there is none: a batch may show no target at all."""
+    return values.sum() / max(1, len(values))
 
 
 def _schedule(progress: float, number: int) -> float:

@@ -1,0 +1,116 @@
+import importlib.util
+import pathlib
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ciri.errors import TrainingError
+from ciri.inpainting.lite import load_lite
+from ciri.inpainting.lite_network import LiteConfig
+from ciri.training.backbone import BackboneTrainer, Settings, candidate_maps, train_backbone
+from ciri.training.samples import Batch, SamplePool, SampleStream
+
+_spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
+pack = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pack)
+
+SMALL = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=2, heads=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pack.write_pack(tmp_path_factory.mktemp("pack"))
+
+
+def settings(data, out, **more):
+    return Settings(
+        **{
+            **dict(data=data, out=out, steps=2, batch=2, window=3, height=32, width=48, length=4, pool=4),
+            **dict(config=SMALL, held_back=2, look_every=2, log_every=1),
+            **more,
+        }
+    )
+
+
+@pytest.mark.parametrize("variant", ["ciri", "no-curriculum", "hard-mask"])
+def test_a_smoke_run_leaves_weights_curves_and_samples(data, tmp_path, variant):
+    weights = train_backbone(settings(data, tmp_path, variant=variant))
+    assert load_lite(weights).network.config.gate == (variant != "hard-mask")
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+        assert all(file.get_tensor(name).dtype == torch.float16 for name in file.keys())
+    assert metadata["steps"] == "2" and metadata["variant"] == variant
+    assert (tmp_path / "samples/0000002.png").exists() and (tmp_path / "curves.png").exists()
+    series = read_curves(tmp_path)
+    assert {"l1", "psnr", "held back true filled", "held back predicted gain"} <= set(series)
+
+
+def read_curves(path):
+    from ciri.training.curves import Curves
+
+    return Curves(path / "curves.csv").read()
+
+
+def test_a_run_in_two_parts_sees_new_samples_and_goes_on(data, tmp_path):
+    train_backbone(settings(data, tmp_path, steps=2))
+    train_backbone(settings(data, tmp_path, steps=4))
+    assert [step for step, _ in read_curves(tmp_path)["l1"]] == [1, 2, 3, 4]
+
+
+def test_a_seed_fixes_the_losses(data, tmp_path):
+    losses = []
+    for name in "ab":
+        train_backbone(settings(data, tmp_path / name, steps=3))
+        losses.append(read_curves(tmp_path / name)["l1"])
+    assert losses[0] == losses[1]
+
+
+def test_the_loss_falls_on_one_batch(data, tmp_path):
+    trainer = BackboneTrainer(settings(data, tmp_path, rate=3e-3))
+    pool = SamplePool(SampleStream(data, (32, 48), 4, seed=1), workers=0, capacity=4, device="cpu")
+    pool.wait(4)
+    batch = pool.draw(4, 3, torch.Generator().manual_seed(0), 0.0)
+    losses = [float(trainer.step(batch, 0.0, 300 + n)["l1"]) for n in range(30)]
+    assert min(losses[-5:]) < 0.9 * losses[0]
+
+
+def test_the_adversarial_polish_trains_both(data, tmp_path):
+    trainer = BackboneTrainer(settings(data, tmp_path, adversarial_from=0.5))
+    before = trainer.critic.layers[0].parametrizations.weight.original.clone()
+    pool = SamplePool(SampleStream(data, (64, 64), 4, seed=1), workers=0, capacity=4, device="cpu")
+    values = trainer.step(pool.draw(2, 3, torch.Generator().manual_seed(0), 0.0), 0.9, 300)
+    assert {"critic", "adversarial"} <= set(values) and all(torch.isfinite(torch.as_tensor(v)) for v in values.values())
+    assert not torch.equal(before, trainer.critic.layers[0].parametrizations.weight.original)
+
+
+def test_the_curriculum_moves_from_true_to_predicted_masks(data):
+    stream = SampleStream(data, (32, 48), 4, seed=2, wrong=1.0)
+    batch = Batch.of([stream.sample(stream.maker(), 3)])
+    features = torch.rand(4, 5, 4, 6)
+    first = candidate_maps(batch, features, 0.0)
+    assert torch.equal(first[0], batch.true) and torch.equal(first[1], batch.true)
+    last = candidate_maps(batch, features, 1.0)
+    assert torch.equal(last[0], batch.predicted) and not torch.equal(last[1], batch.true)
+    half = candidate_maps(batch, features, 10 / 30)[0]
+    assert torch.allclose(half, 0.5 * batch.true + 0.5 * batch.predicted)
+
+
+def test_wrong_copies_appear_with_the_curriculum_only(data, tmp_path):
+    shares = [BackboneTrainer(settings(data, tmp_path)).wrong_share(p) for p in (0.0, 0.35, 0.6, 1.0)]
+    assert shares[:2] == [0, 0] and 0 < shares[2] <= shares[3] == 0.7
+    assert BackboneTrainer(settings(data, tmp_path, variant="no-curriculum")).wrong_share(1.0) == 0
+
+
+def test_a_mirrored_window_mirrors_the_flow(data):
+    stream = SampleStream(data, (32, 48), 4, seed=2)
+    sample = stream.sample(stream.maker(), 1)
+    flipped = sample.window(1, 3, True)
+    assert torch.equal(flipped.images, sample.images[1:4].flip(-1))
+    assert torch.equal(flipped.flow[:, 0], -sample.flow[1:3, 0].flip(-1))
+    assert torch.equal(flipped.flow[:, 1], sample.flow[1:3, 1].flip(-1))
+
+
+def test_an_unknown_variant_is_refused(data, tmp_path):
+    with pytest.raises(TrainingError, match="no-curriculum"):
+        train_backbone(settings(data, tmp_path, variant="magic"))
