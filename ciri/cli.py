@@ -30,8 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    args = make_parser().parse_args(arguments)
     try:
+        # within the try: loading PyTorch takes long enough to be interrupted
+        args = make_parser().parse_args(arguments)
         return args.run(args) or 0
     except CiriError as error:
         print(f"ciri: {error}", file=sys.stderr)
