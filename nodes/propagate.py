@@ -34,7 +34,7 @@ class PropagateMask(io.ComfyNode):
                 io.Mask.Input(
                     "first_mask",
                     tooltip="The object, painted on one frame, white = object. In Load Image: right-click, "
-                    "'Open in Mask Editor'.",
+                    "'Open in MaskEditor'.",
                 ),
                 PropagatorSocket.Input("propagator", tooltip="What follows the object: any Propagator node."),
                 io.Int.Input(

@@ -5,6 +5,7 @@ Screenshots are kept in ``artefacts/``.
 
 import json
 
+import cv2
 import pytest
 
 from scripts import browser
@@ -80,6 +81,58 @@ def test_run_shows_the_finished_video(workflow):
     assert all(state >= 2 for _, _, state in players), "a player has no picture"
     report = workflow.evaluate("() => window.app.graph.getNodeById(8).widgets.map(w => w.value).join(' ')")
     assert "flow: 48 frames" in report
+
+
+def on_title(page, node: int) -> tuple[float, float]:
+    """Where on the page a node's title bar is."""
+    return page.evaluate(
+        """id => { const n = app.graph.getNodeById(id), d = app.canvas.ds;
+        const r = app.canvas.canvas.getBoundingClientRect();
+        return [r.x + (n.pos[0] + 60 + d.offset[0]) * d.scale, r.y + (n.pos[1] - 15 + d.offset[1]) * d.scale] }""",
+        node,
+    )
+
+
+def choose_from_menu(page, node: int, entry: str) -> None:
+    page.mouse.click(*on_title(page, node), button="right")
+    page.get_by_role("menuitem", name=entry).click()
+    page.wait_for_timeout(500)
+
+
+def test_the_steps_of_the_note_lead_to_a_painted_mask(workflow, server):
+    """Run one part, copy the frame, paste it, paint it in the mask editor, save: as the note in the workflow says."""
+    workflow.evaluate("() => { window.ran = []; app.api.addEventListener('executed', e => ran.push(e.detail.node)) }")
+    workflow.evaluate("() => { app.graph.getNodeById(3).widgets[0].value = 24 }")  # another frame than the example's
+    workflow.mouse.click(*on_title(workflow, 4))
+    workflow.locator("[class*=toolbox] button:has([class*=lucide--play])").click()
+    workflow.wait_for_function("() => window.ran.length > 0", timeout=60000)
+    workflow.wait_for_timeout(1000)
+    assert workflow.evaluate("() => window.ran") == ["4"], "more than the frame was run"
+    choose_from_menu(workflow, 4, "Copy (Clipspace)")
+    choose_from_menu(workflow, 5, "Paste (Clipspace)")
+    choose_from_menu(workflow, 5, "Open in MaskEditor")
+    editor = workflow.get_by_role("dialog")
+    editor.wait_for()
+    workflow.wait_for_timeout(2000)
+    x, y, width, height = workflow.evaluate(
+        """() => { const r = [...document.querySelectorAll('canvas')].filter(c => c.width === 432 && c.height === 240)
+        .pop().getBoundingClientRect(); return [r.x, r.y, r.width, r.height] }"""
+    )
+    workflow.mouse.move(x + 0.4 * width, y + 0.4 * height)
+    workflow.mouse.down()
+    workflow.mouse.move(x + 0.6 * width, y + 0.4 * height, steps=12)
+    workflow.mouse.up()
+    workflow.wait_for_timeout(500)
+    workflow.screenshot(path=ARTEFACTS / "mask_editor.png")
+    editor.get_by_role("button", name="Save").click()
+    editor.wait_for(state="hidden")
+    workflow.wait_for_function("() => String(app.graph.getNodeById(5).widgets[0].value).startsWith('clipspace/')")
+    name = workflow.evaluate("() => app.graph.getNodeById(5).widgets[0].value").removesuffix(" [input]")
+    pixels = cv2.imread(str(server.base / "input" / name), cv2.IMREAD_UNCHANGED)
+    assert pixels.shape == (240, 432, 4)
+    painted = pixels[..., 3] < 128
+    # the stroke, as thick as the brush, and nothing else
+    assert painted[96, 180:252].all() and not painted[:60].any() and not painted[140:].any()
 
 
 def open_help(page) -> None:
