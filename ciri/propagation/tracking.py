@@ -239,8 +239,9 @@ class DirectedPass:
         inside = _box((shares > PRIOR_THRESHOLD).flatten(0, 1).any(0))
         if inside is None:
             return probs
+        # decoded exactly where memory sees target; one more cell is shown, and a little less exact
+        around = _grow(inside, max(margin, 1), grid)
         inside = _grow(inside, 1, grid)
-        around = _grow(inside, margin, grid)
         if (around[2] - around[0]) * (around[3] - around[1]) > (1 - WORTH_CROPPING) * grid[0] * grid[1]:
             return self.network.decode(readout, features).sigmoid()
         top, left, bottom, right = around
