@@ -1,14 +1,171 @@
-"""Synthesis of what no frame shows."""
+"""Synthesis of what no frame shows, from the patches around it.
+
+Coarse to fine, every missing pixel's patch is matched to a known patch (PatchMatch: Barnes et al., SIGGRAPH 2009, in
+a form that updates all pixels at once), and every missing pixel becomes the weighted mean of what the matches of the
+patches over it say (Wexler et al., "Space-Time Completion of Video", TPAMI 2007). Deterministic: the random search
+is seeded.
+
+Dimensions: q missing pixels, h w pixels, p values of a patch.
+"""
 
 from __future__ import annotations
 
+import cv2
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.flow.completion import membrane
 
+#: Side of a patch in pixels, and half of it.
+PATCH = 7
+RADIUS = PATCH // 2
+#: Holes thinner than this (half width in pixels) get no texture: a smooth fill cannot be told from it.
+THIN = 3.0
+#: The pyramid is built until the hole's half width is at most this on its coarsest level.
+COARSEST = 4.0
+#: Rounds of matching and voting per level, and of propagation and random search per matching.
+ROUNDS, SEARCHES = 3, 2
+#: Known pixels around the hole in which matches are looked for: this many times the hole's half width, at least.
+CONTEXT, LEAST_CONTEXT = 2.5, 24
+
 
 def synthesise(frame: Tensor, missing: Tensor) -> Tensor:
-    """Return the frame (3, H, W) with its missing pixels (bool (H, W)) continued from what is around them."""
-    smooth = membrane(frame[None], (~missing).to(frame)[None, None])[0]
-    return torch.where(missing, smooth, frame)
+    """Return the frame with its missing pixels made up from what is around them.
+
+    Args:
+        frame: float32 (3, H, W) in [0, 1].
+        missing: bool (H, W); its pixels' values do not matter.
+    """
+    depth = torch.from_numpy(cv2.distanceTransform(missing.byte().numpy(), cv2.DIST_L2, 3))
+    smooth = torch.where(missing, membrane(frame[None], (~missing).to(frame)[None, None])[0], frame)
+    deepest = float(depth.max())
+    if deepest < THIN or missing.all():
+        return smooth
+    box = _around(missing, max(LEAST_CONTEXT, int(CONTEXT * deepest)))
+    result = smooth.clone()
+    result[(slice(None), *box)] = _pyramid(smooth[(slice(None), *box)], missing[box], deepest)
+    return result
+
+
+def _around(missing: Tensor, margin: int) -> tuple[slice, slice]:
+    rows, columns = torch.nonzero(missing.any(1)).flatten(), torch.nonzero(missing.any(0)).flatten()
+    return (
+        slice(max(int(rows[0]) - margin, 0), int(rows[-1]) + 1 + margin),
+        slice(max(int(columns[0]) - margin, 0), int(columns[-1]) + 1 + margin),
+    )
+
+
+def _pyramid(image: Tensor, missing: Tensor, deepest: float) -> Tensor:
+    levels = [(image, missing)]
+    while deepest > COARSEST and min(levels[-1][1].shape) >= 6 * PATCH:
+        finer, hole = levels[-1]
+        weight = (~hole).to(finer)[None]
+        total = F.avg_pool2d(weight, 2)
+        # missing where half or more is; what is known of a coarse pixel is made of known fine pixels alone
+        known = F.avg_pool2d(finer * weight, 2) / total.clamp(min=0.25)
+        levels.append((torch.where(total > 0.5, known, F.avg_pool2d(finer, 2)), total[0] <= 0.5))
+        deepest /= 2
+    generator = torch.Generator().manual_seed(0)
+    estimate, match = levels[-1][0], None
+    for level, (known, hole) in reversed(list(enumerate(levels))):
+        search = _Search(hole, generator)
+        if not search.possible:
+            estimate = known
+            continue
+        carried, match = match is not None, search.start(match)
+        # the coarser level's matches, applied to this level's pixels, bring detail that no enlarged estimate has
+        estimate = search.vote(known, match, torch.zeros(len(search.pixels))) if carried else known
+        for _ in range(ROUNDS if level else 1):
+            estimate, match = search.round(estimate, match)
+    return estimate
+
+
+class _Search:
+    """Matching and voting on one level of the pyramid; matches are a dense (h, w, 2) field of (y, x)."""
+
+    def __init__(self, hole: Tensor, generator: torch.Generator) -> None:
+        self.hole, self.generator = hole, generator
+        self.h, self.w = hole.shape
+        self.pixels = torch.nonzero(hole)
+        self.usable = torch.zeros_like(hole)
+        if min(self.h, self.w) >= PATCH:
+            whole = F.max_pool2d(hole.float()[None, None], PATCH, stride=1)[0, 0] == 0
+            self.usable[RADIUS : self.h - RADIUS, RADIUS : self.w - RADIUS] = whole
+        self.possible = bool(self.usable.any()) and len(self.pixels) > 0
+        self.sources = torch.nonzero(self.usable)
+
+    def start(self, coarser: Tensor | None) -> Tensor:
+        """Return a first match per pixel: the coarser level's, carried up, or a random one."""
+        pick = torch.randint(len(self.sources), (self.h, self.w), generator=self.generator)
+        match = self.sources[pick]
+        if coarser is None:
+            return match
+        y, x = torch.meshgrid(torch.arange(self.h), torch.arange(self.w), indexing="ij")
+        above = coarser[(y // 2).clamp(max=coarser.shape[0] - 1), (x // 2).clamp(max=coarser.shape[1] - 1)]
+        carried = above * 2 + torch.stack([y % 2, x % 2], -1)
+        return torch.where(self._is_usable(carried)[..., None], carried, match)
+
+    def round(self, image: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image (3, h, w) and the matches after one matching and one voting."""
+        padded = F.pad(image[None], (RADIUS,) * 4, mode="replicate")
+        patches = F.unfold(padded, PATCH)[0].T.contiguous()  # (h w, p)
+        wanted = patches[self.pixels[:, 0] * self.w + self.pixels[:, 1]]
+
+        def cost(candidate: Tensor) -> Tensor:
+            found = patches[candidate[:, 0] * self.w + candidate[:, 1]]
+            return (found - wanted).square().mean(1)
+
+        best = match[self.pixels[:, 0], self.pixels[:, 1]]
+        lowest = cost(best)
+        field = match.clone()
+        for _ in range(SEARCHES):
+            for candidate in self._candidates(field, best):
+                candidate = torch.where(self._is_usable(candidate)[:, None], candidate, best)
+                price = cost(candidate)
+                better = price < lowest
+                best = torch.where(better[:, None], candidate, best)
+                lowest = torch.where(better, price, lowest)
+            field[self.pixels[:, 0], self.pixels[:, 1]] = best
+        return self.vote(image, field, lowest), field
+
+    def _candidates(self, field: Tensor, best: Tensor) -> list[Tensor]:
+        """Return the neighbours' matches, moved along, and random ones ever closer to the best."""
+        limit = torch.tensor([self.h - 1, self.w - 1])
+        result = []
+        for step in (1, 4):
+            for offset in ((0, step), (0, -step), (step, 0), (-step, 0)):
+                shift = torch.tensor(offset)
+                beside = (self.pixels + shift).clamp(min=torch.zeros_like(limit), max=limit)
+                result.append(field[beside[:, 0], beside[:, 1]] - (beside - self.pixels))
+        radius = max(self.h, self.w) / 2
+        while radius >= 1:
+            jitter = (torch.rand(len(best), 2, generator=self.generator) * 2 - 1) * radius
+            result.append(best + jitter.round().long())
+            radius /= 2.5
+        return result
+
+    def _is_usable(self, where: Tensor) -> Tensor:
+        y, x = where.unbind(-1)
+        inside = (y >= 0) & (y < self.h) & (x >= 0) & (x < self.w)
+        return inside & self.usable[y.clamp(0, self.h - 1), x.clamp(0, self.w - 1)]
+
+    def vote(self, image: Tensor, field: Tensor, cost: Tensor) -> Tensor:
+        """Return the image with each missing pixel the mean of what the matches of the patches over it say."""
+        say = torch.zeros(self.h, self.w)
+        scale = cost.median() * 0.5 + 1e-6
+        say[self.pixels[:, 0], self.pixels[:, 1]] = torch.exp(-cost / scale) + 1e-6
+        limit = torch.tensor([self.h - 1, self.w - 1])
+        colours, total = torch.zeros(len(self.pixels), 3), torch.zeros(len(self.pixels), 1)
+        table = image.reshape(3, -1).T.contiguous()
+        for dy in range(-RADIUS, RADIUS + 1):
+            for dx in range(-RADIUS, RADIUS + 1):
+                offset = torch.tensor([dy, dx])
+                centre = (self.pixels + offset).clamp(min=torch.zeros_like(limit), max=limit)
+                source = field[centre[:, 0], centre[:, 1]] - (centre - self.pixels)
+                weight = say[centre[:, 0], centre[:, 1]][:, None]
+                colours += weight * table[source[:, 0] * self.w + source[:, 1]]
+                total += weight
+        result = image.clone()
+        result[:, self.pixels[:, 0], self.pixels[:, 1]] = (colours / total).T
+        return result

@@ -1,0 +1,54 @@
+"""The gradient-domain correction against a dense solve, and against offsets that have to disappear."""
+
+import numpy as np
+import pytest
+import torch
+
+from ciri.inpainting.seam import correction, solve_poisson
+
+
+def dense_solution(right, hole):
+    """Solve the same equations as one dense linear system, for one channel."""
+    h, w = hole.shape
+    pixels = [tuple(p) for p in np.argwhere(hole)]
+    number = {p: i for i, p in enumerate(pixels)}
+    matrix, vector = np.zeros((len(pixels),) * 2), np.array([right[p] for p in pixels])
+    for (y, x), i in number.items():
+        for q in ((y, x + 1), (y, x - 1), (y + 1, x), (y - 1, x)):
+            if 0 <= q[0] < h and 0 <= q[1] < w:
+                matrix[i, i] += 1
+                if q in number:
+                    matrix[i, number[q]] -= 1
+    solution = np.zeros((h, w))
+    for p, value in zip(pixels, np.linalg.solve(matrix, vector), strict=True):
+        solution[p] = value
+    return solution
+
+
+@pytest.mark.parametrize("size", [(24, 31), (17, 16)])
+def test_multigrid_agrees_with_a_dense_solve(size):
+    rng = np.random.default_rng(0)
+    hole = np.zeros(size, dtype=bool)
+    hole[3:14, 5:15] = True
+    hole[10:, 8:12] = True  # down to the border of the picture
+    right = rng.standard_normal(size) * hole
+    solved = solve_poisson(
+        torch.from_numpy(right).float()[None, None], torch.from_numpy(hole).float()[None, None], cycles=30
+    )
+    np.testing.assert_allclose(solved[0, 0].numpy(), dense_solution(right, hole), atol=1e-3)
+
+
+def test_a_constant_offset_disappears():
+    picture = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))
+    hole = torch.zeros(40, 50, dtype=torch.bool)
+    hole[10:30, 12:35] = True
+    copied = picture + 0.1 * hole
+    across = (picture.diff(dim=2) - copied.diff(dim=2)) * (hole[:, 1:] | hole[:, :-1])
+    down = (picture.diff(dim=1) - copied.diff(dim=1)) * (hole[1:] | hole[:-1])
+    fixed = copied + correction(across, down, hole)
+    torch.testing.assert_close(fixed, picture, atol=1e-2, rtol=0)
+    assert torch.equal(fixed[:, ~hole], picture[:, ~hole])
+
+
+def test_without_a_hole_nothing_is_corrected():
+    assert not correction(torch.ones(3, 5, 6), torch.ones(3, 4, 7), torch.zeros(5, 7, dtype=torch.bool)).any()

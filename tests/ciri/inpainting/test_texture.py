@@ -1,0 +1,42 @@
+"""Texture synthesis against periodic textures, whose continuation is known."""
+
+import torch
+
+from ciri.inpainting.texture import synthesise
+
+
+def stripes(h=72, w=96, period=8):
+    """Vertical stripes (3, h, w): the continuation into a hole is known exactly."""
+    return (torch.arange(w) % period < period // 2).float().expand(3, h, w) * 0.8 + 0.1
+
+
+def hole(h=72, w=96):
+    missing = torch.zeros(h, w, dtype=torch.bool)
+    missing[24:48, 32:60] = True
+    return missing
+
+
+def test_stripes_are_continued():
+    picture, missing = stripes(), hole()
+    spoiled = torch.where(missing, torch.tensor(0.5), picture)
+    error = (synthesise(spoiled, missing) - picture).abs()[:, missing].mean()
+    grey = (spoiled - picture).abs()[:, missing].mean()
+    assert error < grey / 4
+
+
+def test_known_pixels_stay_and_missing_ones_do_not_matter():
+    picture, missing = torch.rand(3, 72, 96, generator=torch.Generator().manual_seed(3)), hole()
+    one = synthesise(torch.where(missing, torch.tensor(0.0), picture), missing)
+    two = synthesise(torch.where(missing, torch.tensor(1.0), picture), missing)
+    assert torch.equal(one, two)  # and with it: deterministic
+    assert torch.equal(one[:, ~missing], picture[:, ~missing])
+
+
+def test_nothing_to_learn_from_still_gives_a_picture():
+    for size in ((1, 1), (5, 3), (12, 60)):
+        everything = torch.ones(size, dtype=torch.bool)
+        assert torch.isfinite(synthesise(torch.rand(3, *size), everything)).all()
+        almost = everything.clone()
+        almost[0, 0] = False
+        filled = synthesise(torch.full((3, *size), 0.25), almost)
+        torch.testing.assert_close(filled, torch.full((3, *size), 0.25))
