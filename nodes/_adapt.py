@@ -1,4 +1,4 @@
-"""Between ComfyUI's world and the library's: tensors, devices, progress and interrupt, errors, previews.
+"""Between ComfyUI's world and the library's: tensors, devices, progress and interrupt, errors.
 
 Shapes: ComfyUI's IMAGE is (T, H, W, 3 | 4) and its MASK (T, H, W) or (H, W); the library's clips are (T, 3, H, W) and
 its masks (T, 1, H, W), both float32 in [0, 1].
@@ -7,18 +7,14 @@ its masks (T, 1, H, W), both float32 in [0, 1].
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
-import torch.nn.functional as F
-from comfy_api.latest import InputImpl, Types, io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ciri.errors import CiriError, ClipError, MaskError
@@ -30,9 +26,6 @@ CATEGORY = "CIRI"
 #: One type for every propagator and one for every backbone, so that swapping is replacing one node.
 PropagatorSocket = io.Custom("CIRI_PROPAGATOR")
 BackboneSocket = io.Custom("CIRI_BACKBONE")
-
-#: Longest side of the video that a node shows inside itself.
-PREVIEW_SIDE = 640
 
 
 # ------------------------------------------------------------------------------------------------ tensors
@@ -127,30 +120,3 @@ def choose(value: str, options: Sequence[str], what: str) -> str:
     if value not in options:
         raise CiriError(f"{what} is {value!r}; expected one of {', '.join(options)}.")
     return value
-
-
-# ------------------------------------------------------------------------------------------------ previews
-
-
-def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo:
-    """Write a clip (T, 3, H, W) as a small video to ComfyUI's temp folder; the node shows it as a player."""
-    height, width = clip.shape[2:]
-    scale = min(1.0, PREVIEW_SIDE / max(height, width))
-    # H.264 with 4:2:0 chroma takes even sizes only
-    size = [max(2, 2 * round(side * scale / 2)) for side in (height, width)]
-    small = clip if size == [height, width] else torch.cat([_shrink(frame, size) for frame in clip])
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        "ciri_preview", folder_paths.get_temp_directory(), size[1], size[0]
-    )
-    file = f"{name}_{counter:05}_.mp4"
-    images = small.movedim(1, -1).contiguous()
-    rate = Fraction(fps).limit_denominator(1000)
-    InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=rate)).save_to(
-        os.path.join(folder, file)
-    )
-    return ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)])
-
-
-def _shrink(frame: Tensor, size: list[int]) -> Tensor:
-    """Resize one frame (3, H, W) to (1, 3, *size)."""
-    return F.interpolate(frame[None], size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ciri.compare import MAGENTA, MODES, compare, overlay
 
-from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks, video_preview
+from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks
+from ._preview import video_preview
 
 COLOURS = {
     "magenta": MAGENTA,

@@ -9,9 +9,11 @@ from torch import Tensor
 from ciri.compare import overlay
 from ciri.errors import MaskError
 from ciri.frames import check_annotation, check_key_frames, check_masks
-from ciri.propagation.base import MaskTrack, Propagator
+from ciri.propagation.base import Propagator
 
-from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask, video_preview
+from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask
+from ._preview import PREVIEW_SIDE, preview_size, video_preview
+from ._report import describe_track
 
 #: Slower than most footage: the preview is there to judge the masks.
 PREVIEW_FPS = 12
@@ -69,7 +71,12 @@ class PropagateMask(io.ComfyNode):
                     is_output_list=True,
                     tooltip="One number per frame, 0 (lost) to 1 (sure), as a list.",
                 ),
-                io.Image.Output("overlay", display_name="overlay", tooltip="The clip with the masks tinted over it."),
+                io.Image.Output(
+                    "overlay",
+                    display_name="overlay",
+                    tooltip=f"The clip with the masks tinted over it, at most {PREVIEW_SIDE} pixels long: "
+                    "Mask overlay makes it in full size.",
+                ),
             ],
         )
 
@@ -95,10 +102,11 @@ class PropagateMask(io.ComfyNode):
         frames = to_clip(images)
         masks, numbers, notes = _annotations(frames, first_mask, painted_frame, key_masks, parse_key_frames(key_frames))
         track = propagator.propagate(frames, masks, numbers, on_step=progress())
-        tinted = overlay(frames, track.probs)
+        # small: at full size, nobody would want a second copy of the clip in memory
+        tinted = overlay(preview_size(frames), preview_size(track.probs))
         return io.NodeOutput(
             to_mask(track.probs),
-            describe(track, propagator.name, notes),
+            describe_track(track, propagator.name, notes),
             [round(float(value), 4) for value in track.confidence],
             to_image(tinted),
             ui=video_preview(tinted, PREVIEW_FPS),
@@ -138,41 +146,3 @@ def _annotations(
         check_annotation(further, what="key mask")
         masks, notes = torch.cat([masks, further]), notes + more
     return masks, check_key_frames(numbers, len(masks), count), notes
-
-
-def describe(track: MaskTrack, name: str, notes: list[str]) -> str:
-    """Say how sure the propagator was: a summary, the notes, then every frame's confidence (Markdown)."""
-    confidence, lost = track.confidence, track.lost_frames()
-    lowest = int(confidence.argmin())
-    remarks = [
-        f"Gone or lost in frames {ranges(lost)}; paint the object again there (key_masks)." if lost else "Never lost.",
-        *notes,
-        *track.notes,
-    ]
-    rows = []
-    for start in range(0, len(confidence), 10):
-        row = confidence[start : start + 10]
-        rows.append(f"{start}-{start + len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row))
-    return "\n".join(
-        [
-            f"{name}: {len(confidence)} frames, mean confidence {confidence.mean():.2f}, "
-            f"lowest {confidence[lowest]:.2f} at frame {lowest}.",
-            "",
-            *(f"- {remark}" for remark in remarks),
-            "",
-            "Confidence by frame:",
-            "",
-            *(f"- {row}" for row in rows),
-        ]
-    )
-
-
-def ranges(numbers: list[int]) -> str:
-    """Shorten sorted numbers: [3, 4, 5, 9] is "3-5, 9"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

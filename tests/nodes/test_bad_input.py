@@ -44,6 +44,14 @@ def test_odd_clips_work(run, node, images):
     assert torch.equal(pictures[0, 0, 0], corner)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 900), (900, 2)])
+def test_any_size_can_be_previewed(run, size):
+    """The codec is the picky one; the node must not fail for a picture of its own."""
+    images = torch.rand(2, *size, 3)
+    output = run("CIRI_MaskOverlay", images=images, masks=torch.zeros(2, *size))
+    assert torch.equal(output.args[0], images) and output.ui.as_dict()["images"]
+
+
 @pytest.mark.parametrize("node", [propagate, inpaint])
 def test_a_mask_without_batch_works(run, node):
     whole, flat = node(run, mask=disc()[None]), node(run, mask=disc())

@@ -129,10 +129,17 @@ def test_mask_overlay_tints_only_the_mask(run):
 
 
 def test_a_large_clip_is_previewed_small(run):
-    images = torch.zeros(2, 360, 1290, 3)
-    output = run("CIRI_MaskOverlay", images=images, masks=torch.zeros(2, 360, 1290))
-    assert output.args[0].shape == images.shape
-    assert shown_video(output).shape == (2, 178, 640, 3)
+    images, masks = torch.zeros(2, 360, 1290, 3), torch.zeros(2, 360, 1290)
+    masks[:, 90:180, 645:] = 1
+    overlaid = run("CIRI_MaskOverlay", images=images, masks=masks)
+    assert overlaid.args[0].shape == images.shape
+    assert shown_video(overlaid).shape == (2, 178, 640, 3)
+    # the propagator's overlay is for looking: it must not double the memory that the clip takes
+    propagated = run("CIRI_PropagateMask", images=images, first_mask=masks[:1], propagator=Hold())
+    assert propagated.args[0].shape == masks.shape
+    tinted = propagated.args[3]
+    assert tinted.shape == (2, 179, 640, 3) and shown_video(propagated).shape == (2, 178, 640, 3)
+    assert (tinted[:, 47:87, 325:] > 0).any(-1).all() and not tinted[:, :40].any() and not tinted[..., :315, :].any()
 
 
 # ------------------------------------------------------------------------------------------------ ComfyUI's rules

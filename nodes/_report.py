@@ -1,0 +1,43 @@
+"""Reports as text: Markdown, because ComfyUI's Preview Any shows it as such."""
+
+from __future__ import annotations
+
+from ciri.propagation.base import MaskTrack
+
+
+def describe_track(track: MaskTrack, name: str, notes: list[str]) -> str:
+    """Say how sure the propagator was: a summary, the notes, then every frame's confidence."""
+    confidence, lost = track.confidence, track.lost_frames()
+    lowest = int(confidence.argmin())
+    remarks = [
+        f"Gone or lost in frames {ranges(lost)}; paint the object again there (key_masks)." if lost else "Never lost.",
+        *notes,
+        *track.notes,
+    ]
+    rows = []
+    for start in range(0, len(confidence), 10):
+        row = confidence[start : start + 10]
+        rows.append(f"{start}-{start + len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row))
+    return "\n".join(
+        [
+            f"{name}: {len(confidence)} frames, mean confidence {confidence.mean():.2f}, "
+            f"lowest {confidence[lowest]:.2f} at frame {lowest}.",
+            "",
+            *(f"- {remark}" for remark in remarks),
+            "",
+            "Confidence by frame:",
+            "",
+            *(f"- {row}" for row in rows),
+        ]
+    )
+
+
+def ranges(numbers: list[int]) -> str:
+    """Shorten sorted numbers: [3, 4, 5, 9] is "3-5, 9"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
