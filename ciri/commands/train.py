@@ -85,6 +85,7 @@ def _add_backbone(networks: Any) -> None:
     parser.add_argument("--size", default="256x144", metavar="WxH", help="size of the clips (default 256x144)")
     parser.add_argument("--pool", type=int, default=2000, help="clips held for reuse (default 2000)")
     parser.add_argument("--rate", type=float, default=4e-4, help="learning rate (default 4e-4)")
+    parser.add_argument("--pretraining", type=float, default=0.35, help="share of the plan before the curriculum")
     parser.add_argument("--adversarial-from", type=float, default=1.0, help="progress at which it starts (1: never)")
     parser.add_argument("--look-every", type=int, default=500, help="steps between validations (default 500)")
     parser.add_argument("--held-back", type=int, default=24, help="clips that are validated on (default 24)")
@@ -101,7 +102,7 @@ def _train_backbone(args: argparse.Namespace) -> None:
     except ValueError:
         raise TrainingError(f"--size {args.size!r}: expected WIDTHxHEIGHT, such as 256x144.") from None
     same = ("data", "out", "variant", "minutes", "plan_minutes", "steps", "batch", "window", "length", "rate", "seed")
-    more = ("workers", "pool", "init", "adversarial_from", "look_every", "held_back")
+    more = ("workers", "pool", "init", "pretraining", "adversarial_from", "look_every", "held_back")
     settings = Settings(
         device=str(shared.choose_device(args.device)),
         height=height,

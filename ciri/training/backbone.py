@@ -58,6 +58,7 @@ class Settings:
         batch, window: clips per step and frames per clip.
         height, width, length: of the samples.
         rate: learning rate at the start; it falls along a cosine.
+        pretraining: share of the plan before the dual curriculum begins.
         adversarial_from: progress after which the discriminator joins (1 = never).
         workers: processes that make samples; 0 = none, reproducible to the bit.
         pool: samples held for reuse.
@@ -77,6 +78,7 @@ class Settings:
     width: int = 256
     length: int = 20
     rate: float = 4e-4
+    pretraining: float = PRETRAINING
     adversarial_from: float = 1.0
     workers: int = 0
     pool: int = 512
@@ -152,7 +154,8 @@ class BackboneTrainer:
         """Progress in the dual curriculum, [0, 1]; 0 in pretraining and in variants without it."""
         if self.settings.variant != "ciri":
             return 0.0
-        return max(0.0, (progress - PRETRAINING) / (1 - PRETRAINING))
+        pretraining = self.settings.pretraining
+        return max(0.0, (progress - pretraining) / (1 - pretraining))
 
     def wrong_share(self, progress: float) -> float:
         """Share of samples whose copies are made with wrong masks: copying needs a yes or no, so alpha becomes odds."""
