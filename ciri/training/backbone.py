@@ -155,7 +155,7 @@ class BackboneTrainer:
         if self.settings.variant != "ciri":
             return 0.0
         pretraining = self.settings.pretraining
-        return max(0.0, (progress - pretraining) / (1 - pretraining))
+        return max(0.0, (progress - pretraining) / max(1 - pretraining, 1e-9))
 
     def wrong_share(self, progress: float) -> float:
         """Share of samples whose copies are made with wrong masks: copying needs a yes or no, so alpha becomes odds."""
