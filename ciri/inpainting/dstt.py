@@ -55,14 +55,15 @@ class DSTT(WindowNetwork):
 
     def decode_window(self, features: Tensor, local: int, flows: Tensor | None = None) -> Tensor:
         windows, size = len(features), (features.shape[-2], features.shape[-1])
+        some = self.at_once(4 * size[0], 4 * size[1])
         with self.autocast(features.device):
-            tokens = in_chunks(self.patch2vec, features.flatten(0, 1), self.chunk).float()
+            tokens = in_chunks(self.patch2vec, features.flatten(0, 1), some).float()
             tokens = rearrange(tokens, "(b t) d gh gw -> b t gh gw d", b=windows)
             for index, block in enumerate(self.transformer):
                 # the last block looks at each frame alone, so the one before is the last to ask the references
                 tokens = block(tokens, local if index >= BLOCKS - 2 else None)
-            composed = in_chunks(lambda x: self.vec2patch(x, size), tokens.flatten(0, 1), self.chunk)
-            filled = in_chunks(self.decoder, features[:, :local].flatten(0, 1) + composed, self.chunk)
+            composed = in_chunks(lambda x: self.vec2patch(x, size), tokens.flatten(0, 1), some)
+            filled = in_chunks(self.decoder, features[:, :local].flatten(0, 1) + composed, some)
         return torch.tanh(filled.float()).unflatten(0, (windows, local))
 
 

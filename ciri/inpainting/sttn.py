@@ -65,7 +65,8 @@ class STTN(WindowNetwork):
             for block in self.transformer[:-1]:
                 x = block(x, holes=holes)
             x = self.transformer[-1](x, local, holes=holes)
-            filled = in_chunks(self.decoder, x.flatten(0, 1), self.chunk)
+            some = self.at_once(4 * x.shape[3], 4 * x.shape[4])
+            filled = in_chunks(self.decoder, x.flatten(0, 1), some)
         return torch.tanh(filled.float()).unflatten(0, (len(features), local))
 
 
