@@ -107,6 +107,8 @@ class E2FGVI(WindowNetwork):
     ) -> Tensor:
         """Fill local frames; see :class:`WindowNetwork`. ``wanted`` asks for another number of frames than L."""
         if flows is None:
+            if local > 1:
+                raise ValueError(f"{local} local frames need the flows between them.")
             flows = features.new_zeros(len(features), local - 1, 2, 2, *features.shape[3:])
         wanted = local if wanted is None else wanted
         propagated = self.propagate(features, local, flows)

@@ -25,6 +25,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ciri.errors import ClipError
+from ciri.frames import as_pair
 from ciri.inactivation.gate import area_average
 from ciri.inpainting.base import BackboneFacts
 
@@ -94,7 +96,11 @@ class WindowNetwork(nn.Module):
         Returns:
             Activations (N, C, h, w) in the network's precision: "out", and whatever :meth:`gate` needs for the
             network's gate points.
+
+        Raises:
+            ClipError: frames of a size that the network does not take.
         """
+        self.check_size(frames.shape[2], frames.shape[3])
         with self.autocast(frames.device):
             parts = [self._encode_some(part) for part in frames.split(self.at_once(*frames.shape[2:]))]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -131,6 +137,21 @@ class WindowNetwork(nn.Module):
                     weight = area_average(given, x.shape[-2:]).to(x.dtype)
                     x = x * (1 - weight) if fill is None else torch.lerp(x, fill[name].to(x.dtype), weight)
         return features["out"] if x is None else x
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse frames that would fail deep inside.
+
+        Raises:
+            ClipError: says which sizes the network takes.
+        """
+        fixed, (rows, columns) = self.facts.fixed_size, as_pair(self.facts.needs_divisible_by)
+        if fixed is not None and fixed != (height, width):
+            wanted = f"{fixed[1]}x{fixed[0]} only"
+        elif height % rows or width % columns:
+            wanted = f"widths that are multiples of {columns} and heights that are multiples of {rows}"
+        else:
+            return
+        raise ClipError(f"{self.name} takes {wanted}, and got {width}x{height}; resize or pad the frames first.")
 
     def at_once(self, height: int, width: int) -> int:
         """How many frames of this size are worked on at a time; at least one."""

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import plain_e2fgvi as plain
 from ciri.checkpoints import write_safetensors
-from ciri.errors import CheckpointError
+from ciri.errors import CheckpointError, ClipError
 from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, load_e2fgvi
 from tests.parity.seeded_weights import seeded_state_dict
 
@@ -127,3 +127,12 @@ def test_the_base_variant_is_bound_to_its_size():
     facts = E2FGVI.facts
     assert facts.fixed_size == (240, 432) and "non-commercial" in facts.licence
     assert E2FGVIHQ.facts.fixed_size is None and E2FGVIHQ.facts.needs_divisible_by == (60, 108)
+
+
+def test_sizes_that_do_not_fit_are_refused_in_words(network):
+    with pytest.raises(ClipError, match="multiples of 108 and heights that are multiples of 60, and got 112x64"):
+        network.encode(torch.zeros(1, 3, 64, 112))
+    with pytest.raises(ClipError, match="e2fgvi takes 432x240 only, and got 108x60"):
+        E2FGVI.check_size(E2FGVI.__new__(E2FGVI), 60, 108)
+    with pytest.raises(ValueError, match="2 local frames"):
+        network.decode_window(torch.zeros(1, 3, 128, 15, 27), 2)
