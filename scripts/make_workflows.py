@@ -51,6 +51,8 @@ def arrange(graph: dict, layout: dict, name: str) -> dict:
         place = layout["nodes"][str(node["id"])]
         node["pos"], node["size"] = place["pos"], place["size"]
         boxes[str(node["id"])] = [*place["pos"], *place["size"]]
+        # a number that changes by itself after every run would never be the one that was painted
+        node["widgets_values"] = ["fixed" if v == "randomize" else v for v in node.get("widgets_values") or []]
         if "title" in place:
             node["title"] = place["title"]
     for note in layout["notes"]:

@@ -102,7 +102,7 @@ def choose_from_menu(page, node: int, entry: str) -> None:
 def test_the_steps_of_the_note_lead_to_a_painted_mask(workflow, server):
     """Run one part, copy the frame, paste it, paint it in the mask editor, save: as the note in the workflow says."""
     workflow.evaluate("() => { window.ran = []; app.api.addEventListener('executed', e => ran.push(e.detail.node)) }")
-    workflow.evaluate("() => { app.graph.getNodeById(3).widgets[0].value = 24 }")  # another frame than the example's
+    workflow.evaluate("() => { app.graph.getNodeById(14).widgets[0].value = 24 }")  # another frame than the example's
     workflow.mouse.click(*on_title(workflow, 4))
     workflow.locator("[class*=toolbox] button:has([class*=lucide--play])").click()
     workflow.wait_for_function("() => window.ran.length > 0", timeout=60000)

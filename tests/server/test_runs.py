@@ -26,7 +26,7 @@ def psnr(first: torch.Tensor, second: torch.Tensor, where: torch.Tensor) -> floa
 
 def with_masks_saved(graph: dict) -> dict:
     """Propagation alone; the masks are saved as a video by node "masks"."""
-    kept = {number: graph[number] for number in ("1", "2", "5", "6", "7")}
+    kept = {number: graph[number] for number in ("1", "2", "5", "6", "7", "14")}
     return kept | {
         "grey": {"class_type": "MaskToImage", "inputs": {"mask": ["7", 0]}},
         "video": {"class_type": "CreateVideo", "inputs": {"images": ["grey", 0], "fps": ["2", 2]}},
