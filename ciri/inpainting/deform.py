@@ -115,7 +115,7 @@ def warp(images: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
 def compiled_deform_conv(device: str) -> Callable[..., Tensor] | None:
     """torchvision's compiled operator if it is installed, works on this kind of device, and is right; else None.
 
-    On the CPU the form above is used in any case: the compiled loop is not vectorised there.
+    On a processor the form above is used in any case, so that results do not depend on what is installed.
     """
     if device == "cpu":
         return None

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -89,5 +91,35 @@ def test_coordinates_are_not_rounded_in_reduced_precision():
     torch.testing.assert_close(moved[0, 0, 0, :-1], torch.arange(499) + 0.25, rtol=0, atol=1e-3)
 
 
-def test_the_compiled_operator_is_not_used_where_it_is_slow():
+def right(x, offset, weight, bias, stride, padding, dilation, mask):
+    """What torchvision computes, with its order of arguments."""
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    return deform.modulated_deform_conv(x, offset, mask, weight, bias, **geometry)
+
+
+def wrong(*arguments):
+    return right(*arguments) + 1
+
+
+def failing(*arguments):
+    raise RuntimeError("Couldn't load custom C++ ops.")
+
+
+@pytest.mark.parametrize(("operator", "used"), [(right, True), (wrong, False), (failing, False), (None, False)])
+def test_the_compiled_operator_is_used_only_where_it_works_and_is_right(monkeypatch, operator, used):
+    installed = types.SimpleNamespace(deform_conv2d=operator) if operator else None
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(ops=installed))
+    monkeypatch.setitem(sys.modules, "torchvision.ops", installed)
+    # the processor under another name: the probe itself does not care where it runs
+    compiled = deform.compiled_deform_conv.__wrapped__("cpu:0")
+    assert (compiled is not None) == used
+    if compiled is not None:
+        x, weight = torch.rand(1, 4, 5, 6), torch.rand(2, 4, 3, 3, dtype=torch.bfloat16)
+        offset, mask = torch.randn(1, 36, 5, 6), torch.rand(1, 18, 5, 6)
+        found = compiled(x, offset, weight, None, 1, 1, 1, mask)
+        expected = deform.modulated_deform_conv(x, offset, mask, weight.float(), padding=1)
+        assert torch.equal(found, expected)
+
+
+def test_on_a_processor_results_do_not_depend_on_what_is_installed():
     assert deform.compiled_deform_conv("cpu") is None
