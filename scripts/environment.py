@@ -105,7 +105,8 @@ def has_gpu() -> bool:
 
 def install_pack() -> None:
     index = os.environ.get("CIRI_TORCH_INDEX")
-    if not index and not has_gpu() and sys.platform == "linux":
+    has_torch = subprocess.run([str(PYTHON), "-c", "import torch"], capture_output=True).returncode == 0
+    if not (index or has_torch or has_gpu()) and sys.platform == "linux":
         say("no NVIDIA GPU found. If torch comes with CUDA libraries (several GB) and you would rather not have them,")
         say("stop here and set CIRI_TORCH_INDEX to PyTorch's package index for CPU wheels.")
     install(*requirements(), *TOOLS, extra=("--extra-index-url", index) if index else ())
