@@ -27,6 +27,8 @@ HIDDEN_ABOVE = 0.5
 #: How far around the target DIS mixes its motion into the background's, in pixels: in the clip as it is, and
 #: after the target has been taken out.
 WIDE_MARGIN, NARROW_MARGIN = 12, 3
+#: Flows completed at a time; small pictures cost mostly calls, large ones memory.
+BATCH = 8
 #: A bilinear sample counts if at least this share of it is made of visible pixels.
 SMALLEST_SHARE = 0.05
 #: What a step along the flow is taken to miss even where both directions agree, in pixels.
@@ -192,7 +194,7 @@ def _rough_fill(candidates: Candidates, t: int) -> Tensor:
         return frame
     known = torch.ones(1, 1, *frame.shape[1:])
     known.view(-1)[index] = (weight > 0).float()
-    return membrane(frame[None], known)[0]
+    return membrane(frame[None], known, sweeps=3, finest_sweeps=1)[0]
 
 
 def complete_neighbour_flow(
@@ -200,13 +202,31 @@ def complete_neighbour_flow(
 ) -> None:
     """Complete both flows where the inactivation map, grown by ``margin`` pixels, is positive; in place."""
     holes = torch.stack([_near(mask, margin) for mask in inactivation])
-    for t in range(len(forward)):
-        there, back = forward[t : t + 1].clone(), backward[t : t + 1].clone()
-        for flow, inverse, frame, target in ((there, back, t, forward), (back, there, t + 1, backward)):
-            if holes[frame].any():
-                trust = consistency(flow, inverse)
-                target[t : t + 1] = complete_flow(flow, holes[frame : frame + 1].float(), trust)
-        on_step(t + 1, len(forward))
+    for start in range(0, len(forward), BATCH):
+        pairs = slice(start, min(start + BATCH, len(forward)))
+        first, second = holes[pairs], holes[pairs.start + 1 : pairs.stop + 1]
+        if first.any() or second.any():
+            there, back = halve_flow(forward[pairs]), halve_flow(backward[pairs])
+            for flow, inverse, hole, target in (
+                (there, back, first, forward[pairs]),
+                (back, there, second, backward[pairs]),
+            ):
+                coarse = F.max_pool2d(hole.float(), 2, ceil_mode=True)
+                done = double_flow(complete_flow(flow, coarse, consistency(flow, inverse)), hole.shape[-2:])
+                torch.where(hole, done, target, out=target)
+        on_step(pairs.stop, len(forward))
+
+
+def halve_flow(flow: Tensor) -> Tensor:
+    """Return flow (N, 2, H, W) at half the size, in pixels of that size."""
+    return F.avg_pool2d(flow, 2, ceil_mode=True, count_include_pad=False) / 2
+
+
+def double_flow(flow: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Undo :func:`halve_flow` for smooth flow."""
+    h, w = flow.shape[-2:]
+    whole = F.interpolate(flow * 2, size=(2 * h, 2 * w), mode="bilinear", align_corners=False)
+    return whole[..., : size[0], : size[1]]
 
 
 def _near(mask: Tensor, margin: int) -> Tensor:

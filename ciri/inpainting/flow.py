@@ -15,8 +15,8 @@ from ciri.inpainting.seam import correction
 from ciri.inpainting.texture import synthesise
 from ciri.progress import OnStep, ignore, part
 
-#: The neighbours of a pixel, (x, y): right, left, below, above.
-NEIGHBOURS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+#: A pixel and its neighbours to the right, to the left, below and above, (5, 1, 2).
+OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])[:, None]
 
 
 class FlowBackbone:
@@ -133,7 +133,8 @@ class _Canvas:
         missing, hole = torch.zeros(2, self.h, self.w, dtype=torch.bool)
         missing.view(-1)[index] = ~found & ~self.candidates.visible[t].flatten()[index]
         if missing.any():  # the target must not be what the copied pixels are fitted to
-            frame = torch.where(missing, membrane(frame[None], (~missing).to(frame)[None, None])[0], frame)
+            known = (~missing).to(frame)[None, None]
+            frame = membrane(frame[None], known, sweeps=3, finest_sweeps=1)[0]
         hole.view(-1)[index[found]] = True
         return frame + correction(*self._mismatch(t, frame, index, sources), hole | missing), missing
 
@@ -146,17 +147,17 @@ class _Canvas:
         at_seam[:-1] |= seam_y
         at_seam[1:] |= seam_y
         chosen = at_seam.view(-1)[index]
+        at, count = index[chosen], int(chosen.sum())
+        change, say = torch.zeros(4, count, 3), torch.zeros(4, count)
+        for source in sources:
+            colours, certain = self._sample(source.frame[chosen].expand(5, -1), source.position[chosen] + OFFSETS)
+            weight = weight_of(source, t)[chosen] * (certain[0] & certain[1:])
+            change += (colours[1:] - colours[0]) * weight[..., None]
+            say += weight
         steps = torch.zeros(4, 3, self.h * self.w)
         weights = torch.zeros(4, 1, self.h * self.w)
-        for source in sources:
-            weight = weight_of(source, t)[chosen]
-            start, position = source.frame[chosen], source.position[chosen]
-            here, certain = self._sample(start, position)
-            for side, offset in enumerate(NEIGHBOURS):
-                there, shown = self._sample(start, position + offset)
-                say = weight * (certain & shown)
-                steps[side][:, index[chosen]] += (say[:, None] * (there - here)).T
-                weights[side][0, index[chosen]] += say
+        steps[..., at] = change.transpose(1, 2)
+        weights[..., at] = say[:, None]
         steps, weights = steps.view(4, 3, self.h, self.w), weights.view(4, 1, self.h, self.w)
 
         def edges(near: int, far: int, axis: int, seam: Tensor) -> Tensor:
@@ -182,8 +183,8 @@ class _Canvas:
         return across, down
 
     def _sample(self, frame: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Return colours (n, 3), and bool (n,): inside the frame, and made of visible pixels alone."""
+        """Return colours (5, s, 3), and bool (5, s): inside the frame, and made of visible pixels alone."""
         table = self.candidates.table
-        colours, share = table.sample(frame, position)
+        colours, share = table.sample(frame.flatten(), position.flatten(0, 1))
         inside = ((position >= 0) & (position <= table.limit)).all(-1)
-        return colours, inside & (share > 0.99)
+        return colours.view(5, -1, 3), inside & (share.view(5, -1) > 0.99)

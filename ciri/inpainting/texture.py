@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.flow.completion import membrane
-
 #: Side of a patch in pixels, and half of it.
 PATCH = 7
 RADIUS = PATCH // 2
@@ -35,16 +33,15 @@ def synthesise(frame: Tensor, missing: Tensor) -> Tensor:
 
     Args:
         frame: float32 (3, H, W) in [0, 1].
-        missing: bool (H, W); its pixels' values do not matter.
+        missing: bool (H, W); what the frame holds there is the first guess, best a smooth one.
     """
     depth = torch.from_numpy(cv2.distanceTransform(missing.byte().numpy(), cv2.DIST_L2, 3))
-    smooth = torch.where(missing, membrane(frame[None], (~missing).to(frame)[None, None])[0], frame)
     deepest = float(depth.max())
     if deepest < THIN or missing.all():
-        return smooth
+        return frame
     box = _around(missing, max(LEAST_CONTEXT, int(CONTEXT * deepest)))
-    result = smooth.clone()
-    result[(slice(None), *box)] = _pyramid(smooth[(slice(None), *box)], missing[box], deepest)
+    result = frame.clone()
+    result[(slice(None), *box)] = _pyramid(frame[(slice(None), *box)], missing[box], deepest)
     return result
 
 
