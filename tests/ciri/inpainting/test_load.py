@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError
-from ciri.inpainting.load import load_backbone
+from ciri.inpainting.load import NETWORKS, load_backbone
 from ciri.inpainting.sttn import STTN
+from ciri.signatures import signature_of
 from tests.parity.seeded_weights import seeded_state_dict
 
 
@@ -52,6 +53,40 @@ def test_another_network_is_named(tmp_path, weights):
     torch.save(weights, tmp_path / "fuseformer.pth")
     with pytest.raises(CheckpointError, match="holds STTN weights; expected FuseFormer"):
         load_backbone(tmp_path / "fuseformer.pth", expected=["fuseformer"])
+
+
+def hollow(model):
+    """Every key and shape of a network, in as few bytes as may be."""
+    with torch.device("meta"):
+        shapes = NETWORKS[model]().state_dict()
+    return {key: torch.zeros(value.shape, dtype=torch.int8) for key, value in shapes.items()}
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_each_network_is_refused_where_another_is_expected(tmp_path, model):
+    """A HQ file offered as base among them."""
+    torch.save({"netG": hollow(model)}, tmp_path / "renamed.pth")
+    for other in sorted(set(NETWORKS) - {model}):
+        with pytest.raises(CheckpointError) as caught:
+            load_backbone(tmp_path / "renamed.pth", expected=[other])
+        got, wanted = signature_of(model).title, signature_of(other).title
+        assert str(caught.value).endswith(f"renamed.pth holds {got} weights; expected {wanted}.")
+    (tmp_path / "renamed.pth").unlink()  # pytest keeps folders for days
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, weights, share):
+    torch.save(weights, tmp_path / "sttn.pth")
+    whole = (tmp_path / "sttn.pth").read_bytes()
+    (tmp_path / "sttn.pth").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"sttn\.pth"):
+        load_backbone(tmp_path / "sttn.pth")
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path, weights):
+    torch.save({**weights, "decoder.6.bias": torch.zeros(4)}, tmp_path / "sttn.pth")
+    with pytest.raises(CheckpointError, match=r"decoder\.6\.bias"):
+        load_backbone(tmp_path / "sttn.pth")
 
 
 def test_a_missing_key_is_named(tmp_path, weights):
