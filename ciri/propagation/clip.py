@@ -42,7 +42,6 @@ class Geometry:
         if self.outer == self.inner:
             return frames
         colour = frames.new_tensor(PADDING_COLOUR).view(1, 3, 1, 1)
-        # pad the difference to the colour: what is padded with 0 then is the colour, exactly
         padded = colour.expand(len(frames), 3, *self.outer).clone()
         padded[..., self._rows, self._columns] = frames
         return padded
