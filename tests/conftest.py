@@ -1,6 +1,8 @@
 """Shared settings of the tests, and the one ComfyUI that server and browser tests share."""
 
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,5 +23,13 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     (base / "input").mkdir()
     for file in (comfyui.ROOT / "assets").glob("ciri_example*"):
         shutil.copy(file, base / "input")
-    with comfyui.Server(base=base) as running:
-        yield running
+    running = comfyui.Server(base=base)
+    try:
+        running.start()
+    except comfyui.ServerError as error:
+        # the pack cannot keep ComfyUI from starting, a Python without ComfyUI's packages does
+        if "ModuleNotFoundError" not in str(error) or Path(sys.prefix) == comfyui.ROOT / ".venv":
+            raise
+        pytest.skip("this Python lacks what ComfyUI needs; ./test.sh has it")
+    yield running
+    running.stop()

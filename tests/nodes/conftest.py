@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -24,10 +25,17 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     sys.path.insert(0, str(code))
     try:
         import comfy.cli_args
+
+        comfy.cli_args.args.cpu = not torch.cuda.is_available()
+        import comfy.model_management
+        import comfy.utils
+        import comfy_api.latest  # noqa: F401
+        import folder_paths
     except ImportError as error:
-        pytest.skip(f"this Python lacks what ComfyUI needs: {error}")
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
-    import folder_paths
+        sys.path.remove(str(code))
+        if Path(sys.prefix) == ROOT / ".venv":
+            raise
+        pytest.skip(f"this Python lacks what ComfyUI needs ({error}); ./test.sh has it")
 
     for kind in ("input", "output", "temp"):
         folder = tmp_path_factory.mktemp(kind)
