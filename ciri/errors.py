@@ -31,3 +31,7 @@ class OutOfMemoryError(CiriError):
 
 class TrainingError(CiriError):
     """Training cannot start or go on: no usable data, a checkpoint of another run, a loss that is not a number."""
+
+
+class EvaluationError(CiriError):
+    """Nothing can be measured: no case, frames and masks that do not belong together, results of another clip."""

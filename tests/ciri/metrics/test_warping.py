@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.metrics.warping import Motion, motion_from_flows, motion_of, warping_error
+from ciri.metrics.warping import motion_from_flows, motion_of, warping_error
 
 
 def moving_texture(count=4, step=2):

@@ -1,0 +1,158 @@
+"""What is compared: a source of masks, a backbone, and the mode in which the masks reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ciri.checkpoints import list_files
+from ciri.errors import CheckpointError, CiriError
+from ciri.evaluation.store import stamp_of
+from ciri.inpainting import registry as backbones
+from ciri.inpainting.base import Backbone
+from ciri.propagation import registry as propagators
+from ciri.propagation.base import Propagator
+
+#: The source of masks that is no propagator.
+TRUE_MASKS = "true masks"
+#: The mode that a backbone chooses itself, and the only one that classical backbones have.
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Attributes:
+        masks: name of the propagator, or :data:`TRUE_MASKS`.
+        backbone: its name; of results that were made elsewhere, the name they were given.
+        mode: how the masks reach the backbone.
+    """
+
+    masks: str
+    backbone: str
+    mode: str = AUTO
+
+    @property
+    def filler(self) -> str:
+        """Backbone and mode."""
+        return self.backbone if self.mode == AUTO else f"{self.backbone} ({self.mode})"
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.masks} + {self.filler}" if self.masks else self.backbone
+
+    @property
+    def folder(self) -> str:
+        """Name of its results on disk."""
+        parts = (self.masks.replace(" ", "_"), self.backbone, "" if self.mode == AUTO else self.mode)
+        return "-".join(part for part in parts if part)
+
+
+@dataclass
+class Models:
+    """Builds each model once, finds weight files in a folder, and remembers why something is not there.
+
+    Attributes:
+        device: where networks run.
+        folder: weight files in it and below are recognised by their keys, as in ``models/ciri`` of ComfyUI.
+        weights: files that were given by name.
+    """
+
+    device: torch.device
+    folder: Path | None = None
+    weights: dict[str, Path] = field(default_factory=dict)
+    _built: dict[tuple[str, ...], Any] = field(default_factory=dict)
+
+    def propagator(self, name: str) -> Propagator:
+        """Build (or return) a propagator. Raises CiriError: unknown, or its weights are missing."""
+        built: Propagator = self._get(propagators, "propagator", name)
+        return built
+
+    def backbone(self, name: str, mode: str = AUTO) -> Backbone:
+        """Build (or return) a backbone in a mode. Raises CiriError: unknown, no weights, or no such mode."""
+        built: Backbone = self._get(backbones, "backbone", name, **({} if mode == AUTO else {"mode": mode}))
+        return built
+
+    def _get(self, registry: ModuleType, kind: str, name: str, **options: Any) -> Any:
+        key = (kind, name, *options.values())
+        if key not in self._built:
+            file = self.file_of(kind, name)
+            given = {} if file is None else {"weights": file}
+            self._built[key] = registry.build(name, device=self.device, **given, **options)
+        return self._built[key]
+
+    def file_of(self, kind: str, name: str) -> Path | None:
+        """The weight file for a model, if one was given or found."""
+        given = self.weights.get(f"{kind}:{name}") or self.weights.get(name)
+        if given or self.folder is None:
+            return given
+        found = list_files([self.folder], name)
+        return found[0] if found else None
+
+    def stamp(self, kind: str, name: str) -> list[Any]:
+        """What of a weight file decides whether an old result still counts."""
+        file = self.file_of(kind, name)
+        return [] if file is None else stamp_of([file])
+
+    def available(self, registry: ModuleType, kind: str) -> tuple[list[str], list[str]]:
+        """Names of everything that can be built now, and a note for what cannot."""
+        found, notes = [], []
+        for name in registry.names():
+            try:
+                self._get(registry, kind, name)
+            except CheckpointError as error:
+                notes.append(f"The {kind} {name} was left out: {error}")
+            else:
+                found.append(name)
+        return found, notes
+
+
+def choose(
+    models: Models,
+    *,
+    masks: Sequence[str] | None,
+    fillers: Sequence[str] | None,
+    modes: Sequence[str] = (AUTO,),
+    true_masks: bool = False,
+) -> tuple[list[Method], list[str]]:
+    """Return every combination that can be built, and notes on what was left out.
+
+    Args:
+        models: builds them.
+        masks: propagators; None: all that have their weights.
+        fillers: backbones; None: all that have their weights.
+        modes: in which every backbone is run; classical ones have :data:`AUTO` only.
+        true_masks: also inpaint the true masks.
+
+    Raises:
+        CiriError: a propagator or backbone that was asked for by name cannot be built, or nothing is left.
+    """
+    notes: list[str] = []
+    if masks is None:
+        masks, left_out = models.available(propagators, "propagator")
+        notes += left_out
+    if fillers is None:
+        fillers, left_out = models.available(backbones, "backbone")
+        notes += left_out
+    for name in masks:
+        models.propagator(name)
+    pairs: list[tuple[str, str]] = []
+    for name in fillers:
+        classical = not models.backbone(name).facts.trained_for
+        if classical and set(modes) != {AUTO}:
+            notes.append(f"The backbone {name} is no network and has no modes; it was run once.")
+        for mode in (AUTO,) if classical else modes:
+            try:
+                models.backbone(name, mode)
+                pairs.append((name, mode))
+            except CiriError as error:
+                notes.append(f"The backbone {name} was not run in mode {mode}: {error}")
+    sources = [*masks, *([TRUE_MASKS] if true_masks else [])]
+    return [Method(source, name, mode) for source in sources for name, mode in pairs], notes

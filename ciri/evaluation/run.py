@@ -1,0 +1,249 @@
+"""Running every method on every case; what was done before an interruption is not done again.
+
+Masks, results and their scores are kept under the output folder::
+
+    masks/PROPAGATOR/CASE/00000.png    run.json
+    results/METHOD/CASE/00000.png      scores.json
+    features/METHOD/CASE.safetensors   I3D features, for VFID
+
+A JSON file is written last, and holds a key made of all that its result depends on (files of the case, weights,
+settings, version): a result without it, or with another key, is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ciri import __version__
+from ciri.errors import CiriError, EvaluationError
+from ciri.evaluation.cases import Case, Material, load
+from ciri.evaluation.features import stored_features
+from ciri.evaluation.machine import stopwatch
+from ciri.evaluation.methods import TRUE_MASKS, Method, Models
+from ciri.evaluation.scores import Networks, Scores, check_result, score
+from ciri.evaluation.store import key_of, read_json, stamp_of, write_json
+from ciri.inpainting.remove import remove
+from ciri.media import read_clip, write_clip
+from ciri.metrics.warping import Motion, motion_of
+from ciri.pipeline import propagate
+from ciri.progress import OnStep, ignore, part
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all methods share.
+
+    Attributes:
+        limit: use only so many frames of each case.
+        grow, feather: as in :func:`ciri.inpainting.remove.remove`.
+    """
+
+    limit: int | None = None
+    grow: int = 4
+    feather: int = 3
+
+
+@dataclass
+class Record:
+    """One method on one case.
+
+    Attributes:
+        case, method: which.
+        scores: values per frame.
+        timing: stage -> {"wall", "cpu"} seconds; empty for results that were made elsewhere.
+        frames, size: length, and (width, height) in pixels.
+        features: I3D features of the result and, under "clean ...", of the clean clip; empty without I3D.
+        notes: about this result.
+    """
+
+    case: str
+    method: Method
+    scores: Scores
+    timing: dict[str, dict[str, float]]
+    frames: int
+    size: tuple[int, int]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def seconds(self, clock: str = "cpu") -> float | None:
+        """Seconds of all stages."""
+        return sum(stage[clock] for stage in self.timing.values()) if self.timing else None
+
+
+@dataclass
+class Runner:
+    """Runs methods on cases and keeps the results under ``out``.
+
+    Attributes:
+        out: folder of the evaluation.
+        models: builds propagators and backbones.
+        settings: what all methods share.
+        networks: of the metrics that need some.
+        elsewhere: name -> folder with results that another program made (``CASE/00000.png``).
+        fresh: make everything again.
+    """
+
+    out: Path
+    models: Models
+    settings: Settings = field(default_factory=Settings)
+    networks: Networks = field(default_factory=Networks)
+    elsewhere: dict[str, Path] = field(default_factory=dict)
+    fresh: bool = False
+
+    def run(
+        self, cases: Sequence[Case], methods: Sequence[Method], on_step: OnStep = ignore
+    ) -> tuple[list[Record], list[str]]:
+        """Return the records, case by case, and a sentence for everything that failed; the others go on."""
+        records, failures = [], []
+        total = len(cases) * len(methods)
+        for number, case in enumerate(cases):
+            work = CaseRun(self, case)
+            for index, method in enumerate(methods):
+                done = number * len(methods) + index
+                try:
+                    records.append(work.record(method, part(on_step, done / total, (done + 1) / total)))
+                except CiriError as error:
+                    text = str(error) if isinstance(error, EvaluationError) else f"Case {case.name}: {error}"
+                    failures.append(text if case.name in text else f"Case {case.name}, {method.title}: {text}")
+                on_step(done + 1, total)
+        return records, list(dict.fromkeys(failures))
+
+
+class CaseRun:
+    """One case, whose clip is read only if something has to be made of it."""
+
+    def __init__(self, runner: Runner, case: Case) -> None:
+        self.runner, self.case = runner, case
+        self._masks: dict[str, Tensor] = {}
+
+    @cached_property
+    def material(self) -> Material:
+        """The case in memory."""
+        return load(self.case, self.runner.settings.limit)
+
+    @cached_property
+    def motion(self) -> Motion:
+        """The scene's motion, without the target where that is known."""
+        clean = self.material.clean
+        return motion_of(self.material.frames if clean is None else clean)
+
+    @cached_property
+    def stamp(self) -> list[Any]:
+        """What of the case's files decides whether old results still count."""
+        return [__version__, self.runner.settings.limit, stamp_of(self.case.files())]
+
+    def record(self, method: Method, on_step: OnStep = ignore) -> Record:
+        """Take a method's result and scores from disk, or make them."""
+        folder = self.runner.out / "results" / method.folder / self.case.name
+        key = self._key(method)
+        stored = {} if self.runner.fresh else read_json(folder / "scores.json")
+        if stored.get("key") != key:
+            stored = self._make(method, folder, on_step) | {"key": key}
+            write_json(folder / "scores.json", stored)
+        scores = {name: [float("nan") if v is None else v for v in row] for name, row in stored["scores"].items()}
+        record = Record(
+            self.case.name,
+            method,
+            scores,
+            stored["timing"],
+            stored["frames"],
+            (stored["size"][0], stored["size"][1]),
+            notes=stored["notes"],
+        )
+        if self.runner.networks.i3d is not None and self.case.clean is not None:
+            record.features = stored_features(self, method, key)
+        return record
+
+    def _key(self, method: Method) -> str:
+        runner = self.runner
+        if method.backbone in runner.elsewhere:
+            folder = self.result_folder(method)
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            return key_of(self.stamp, stamp_of(files), runner.networks.lpips is not None)
+        weights = runner.models.stamp("backbone", method.backbone)
+        masks = runner.models.stamp("propagator", method.masks)
+        return key_of(
+            self.stamp, asdict(method), asdict(runner.settings), weights, masks, runner.networks.lpips is not None
+        )
+
+    def result_folder(self, method: Method) -> Path:
+        """Where the frames of a result are."""
+        made = self.runner.elsewhere.get(method.backbone)
+        return made / self.case.name if made else self.runner.out / "results" / method.folder / self.case.name
+
+    def result(self, method: Method) -> Tensor:
+        """The finished frames, from disk."""
+        folder = self.result_folder(method)
+        if not folder.is_dir():
+            raise EvaluationError(f"Case {self.case.name}: {method.backbone} has no result; {folder} does not exist.")
+        return read_clip(folder, count=self.runner.settings.limit).frames
+
+    def _make(self, method: Method, folder: Path, on_step: OnStep) -> dict[str, Any]:
+        """Run a method (or read what another program made), and score it."""
+        timing: dict[str, dict[str, float]] = {}
+        notes, masks = list(self.material.notes), None
+        if method.backbone not in self.runner.elsewhere:
+            masks, timing, more = self.masks(method.masks, part(on_step, 0.0, 0.4))
+            notes += more
+            result, taken = self._inpaint(method, masks, part(on_step, 0.4, 0.9))
+            timing = {**timing, "inpainting": taken}
+            write_clip(folder, result)
+        # what is scored is what was written: rounded to 8 bits
+        result = self.result(method)
+        check_result(result, self.material.frames)
+        lpips = self.runner.networks.lpips
+        scores = score(result, self.material, self.motion, masks=masks, lpips=lpips)
+        size = [result.shape[3], result.shape[2]]
+        return {"scores": scores, "timing": timing, "frames": len(result), "size": size, "notes": notes}
+
+    def _inpaint(self, method: Method, masks: Tensor, on_step: OnStep) -> tuple[Tensor, dict[str, float]]:
+        models, settings = self.runner.models, self.runner.settings
+        backbone = models.backbone(method.backbone, method.mode)
+        with stopwatch(models.device) as taken:
+            result = remove(
+                self.material.frames, masks, backbone, grow=settings.grow, feather=settings.feather, on_step=on_step
+            )
+        return result, taken
+
+    def masks(self, source: str, on_step: OnStep = ignore) -> tuple[Tensor, dict[str, dict[str, float]], list[str]]:
+        """Return masks (T, 1, H, W) of one source, what they took, and notes; from disk if they are there.
+
+        Raises:
+            EvaluationError: true masks were asked for and some are not known.
+        """
+        if source == TRUE_MASKS:
+            if not self.material.fully_annotated:
+                raise EvaluationError(
+                    f"Case {self.case.name} has true masks of {len(self.material.annotated)} of "
+                    f"{len(self.material.frames)} frames only; they cannot be inpainted."
+                )
+            return self.material.masks, {}, []
+        folder = self.mask_folder(source)
+        key = key_of(self.stamp, source, self.runner.models.stamp("propagator", source))
+        stored = {} if self.runner.fresh and source not in self._masks else read_json(folder / "run.json")
+        if stored.get("key") != key:
+            stored = {"key": key, **self._propagate(source, folder, on_step)}
+            write_json(folder / "run.json", stored)
+        if source not in self._masks:
+            # as pictures, not as masks: dark grey is a weak probability here, not a label number
+            self._masks[source] = read_clip(folder, count=len(self.material.frames)).frames[:, :1]
+        return self._masks[source], {"propagation": stored["timing"]}, stored["notes"]
+
+    def mask_folder(self, source: str) -> Path:
+        """Where a propagator's masks are."""
+        return self.runner.out / "masks" / source / self.case.name
+
+    def _propagate(self, source: str, folder: Path, on_step: OnStep) -> dict[str, Any]:
+        material, models = self.material, self.runner.models
+        propagator = models.propagator(source)
+        with stopwatch(models.device) as taken:
+            painted = material.masks[material.first]
+            track = propagate(material.frames, painted, propagator, key_frames=[material.first], on_step=on_step)
+        write_clip(folder, track.probs)
+        return {"timing": taken, "notes": track.notes, "confidence": track.confidence.tolist()}
