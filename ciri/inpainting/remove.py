@@ -15,6 +15,11 @@ from ciri.progress import OnStep, ignore
 WORTHWHILE = 0.8
 
 
+#: From this value of the map on, the filled pixel is shown whole. Blending by the map itself would let half of the
+#: target shine through wherever the propagator was only half sure.
+SHOWN_WHOLE_FROM = 0.5
+
+
 def remove(
     frames: Tensor,
     inactivation: Tensor,
@@ -48,7 +53,7 @@ def remove(
     grown = grow_mask(inactivation, grow)
     if not (grown > 0).any():
         return frames
-    alpha = feather_alpha(grown, feather)
+    alpha = feather_alpha((grown / SHOWN_WHOLE_FROM).clamp(max=1), feather)
     track = choose_window(alpha, backbone.facts) if crop else whole_frame(frames)
     filled = run_at_its_size(track.cut(frames), track.cut(grown), backbone, on_step)
     result = frames.clone()
