@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: V-cycles of the solver.
-CYCLES = 4
+CYCLES = 5
 #: Weight of a Jacobi sweep (4/5 damps the high frequencies of the 5-point stencil best).
 DAMPING = 0.8
 SWEEPS, COARSEST_SWEEPS = 2, 8
@@ -58,7 +58,7 @@ def solve_poisson(right: Tensor, hole: Tensor, cycles: int = CYCLES) -> Tensor:
     """
     levels = [_level(hole)]
     while min(hole.shape[-2:]) > 4:
-        hole = (F.avg_pool2d(_even(hole), 2) > 0.7).to(hole)  # free if three of its four are; two make it diverge
+        hole = (F.avg_pool2d(_even(hole), 2) > 0.99).to(hole)  # free if all its four are, or it may diverge
         if not hole.any():
             break
         levels.append(_level(hole))
