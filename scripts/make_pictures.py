@@ -138,6 +138,18 @@ def one_shot_removal() -> Tensor:
     return compare(tinted, clip.removed[m : m + 1], "stacked", labels=("painted once", "gone in every frame"))[0]
 
 
+def one_shot_e2fgvi_hq() -> Tensor:
+    """No result: the weights are not ours to show."""
+    clip, m = example(), slice(16, 17)
+    tinted = overlay(clip.frames[m], clip.masks[m])
+    return compare(tinted, holes()[m], "stacked", labels=("painted once", "E2FGVI-HQ fills this hole"))[0]
+
+
+def swap_backbone() -> Tensor:
+    clip, m = example(), slice(16, 17)
+    return compare(clip.removed[m], holes()[m], "stacked", labels=("optical flow", "any other backbone, beside it"))[0]
+
+
 def fitted(picture: Tensor, width: int) -> Tensor:
     """Scale a picture (3, H, W) to a width."""
     height = round(picture.shape[1] * width / picture.shape[2])
@@ -153,6 +165,8 @@ PICTURES = {
     DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
     DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
     WORKFLOWS / "one_shot_removal.jpg": (one_shot_removal, 432),
+    WORKFLOWS / "one_shot_e2fgvi_hq.jpg": (one_shot_e2fgvi_hq, 432),
+    WORKFLOWS / "swap_backbone.jpg": (swap_backbone, 432),
 }
 
 
