@@ -53,7 +53,9 @@ def path_of(name: str, models: Collection[str]) -> str:
         return path
     titles = " or ".join(signature.title for model in models if (signature := signature_of(model)))
     folder = folder_paths.get_folder_paths("ciri")[0]
-    missing = f"There is no weight file of {titles} yet" if name == NONE_FOUND else f"The weight file {name!r} is gone"
+    missing = f"There is no weight file of {titles} yet"
+    if name != NONE_FOUND:
+        missing = f"The weight file {name!r} is not there"
     raise CheckpointError(
         f"{missing}. Put the checkpoint that its authors published into {folder}, then press R to refresh the list."
     )
