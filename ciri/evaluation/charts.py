@@ -153,7 +153,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that cover [low, high]: at least two, about as many as asked."""
     if high - low < 1e-9:
         # a single value sits in the middle of something
-        pad = abs(low) * 0.1 or 1.0
+        pad = abs(low) * 0.1 if abs(low) > 1e-6 else 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

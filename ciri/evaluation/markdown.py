@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def build_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         "",
         f"    {report.command}",
         "",
-        *(f"> {note}\n>" for note in report.notes),
+        *(f"> {without_folders(note)}\n>" for note in report.notes),
         "",
         "## Quality",
         "",
@@ -73,6 +74,11 @@ def build_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         lines += ["![Local PSNR against the strength of mask errors](images/results_wrong_masks.svg)", ""]
     lines += ["## Every clip, worst first", "", *case_table(report), ""]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
+
+
+def without_folders(text: str) -> str:
+    """Leave only the last part of full paths: a published page has no business with somebody's folders."""
+    return re.sub(r"(?<!\S)(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])+", "", text)
 
 
 def table(report: Report, columns: Sequence[Column], titles: Sequence[str]) -> list[str]:

@@ -171,10 +171,11 @@ def _card(report: Report, case: CasePictures, line: Chart | None) -> str:
     value = next((row.by_case[case.case].get("psnr_box") for row in report.rows if row.method.title == chosen), None)
     quality = f"{value:.2f} dB near the target, {escape(chosen)}" if value is not None else escape(chosen)
     frames = " ".join(map(str, case.moments))
+    start = f"--at:{100 * case.centre:.0f}%;aspect-ratio:{case.aspect:.4f}"
     return (
         f'<section class="card" data-case="{escape(case.case)}" data-moment="{moment}" data-frames="{frames}">'
         f'<header><h3>{escape(case.case)}</h3><span class="soft">{quality}</span></header><div class="look"><div>'
-        f'<div class="wipe" tabindex="0" aria-label="wipe" style="--at:{100 * case.centre:.0f}%;aspect-ratio:{case.aspect:.4f}">'
+        f'<div class="wipe" tabindex="0" aria-label="wipe" style="{start}">'
         '<img alt="left"><img class="over" alt="right"><span class="edge"></span></div>'
         f'<div class="controls">{_select(names, "input")}<span>|</span>{_select(names, chosen)}<output></output></div>'
         f"{line.svg() if line else ''}</div>"

@@ -209,6 +209,8 @@ class CaseRun:
             result = remove(
                 self.material.frames, masks, backbone, grow=settings.grow, feather=settings.feather, on_step=on_step
             )
+        if not result.isfinite().all():
+            raise EvaluationError(f"{method.filler} made values that are not numbers (NaN or infinite).")
         return result, taken
 
     def masks(self, source: str, on_step: OnStep = ignore) -> tuple[Tensor, dict[str, dict[str, float]], list[str]]:

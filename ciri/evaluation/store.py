@@ -26,8 +26,6 @@ def write_json(path: Path, content: Any) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
