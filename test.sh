@@ -31,7 +31,7 @@ if [ "${1:-}" = --ci ]; then
 fi
 # more threads than cores, times several processes, is slower than one each
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-step pytest "$@"
+step pytest -rs "$@"
 echo "== total $((SECONDS - started)) s"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}" >&2
