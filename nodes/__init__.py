@@ -19,6 +19,7 @@ from comfy_api.latest import ComfyExtension, io
 from .backbones import BackboneFlow
 from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseFormer, BackboneSTTN
 from .compare import CompareVideo, MaskOverlay
+from .evaluate import EvaluateRemoval
 from .inpaint import InactivationInpaint
 from .propagate import PropagateMask
 from .propagator_stcn import PropagatorSTCN
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     InactivationInpaint,
     MaskOverlay,
     CompareVideo,
+    EvaluateRemoval,
 ]
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ciri.compare import compare, overlay
+from ciri.evaluation.clip import evaluate_clip
+from ciri.evaluation.raster import rasterise
 from ciri.frames import grow_mask
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
@@ -132,6 +134,14 @@ def compare_video() -> Tensor:
     return column([fitted(beside, 870), fitted(row([wiped, difference]), 870)])
 
 
+def evaluate_removal() -> Tensor:
+    clip, m = example(), 16
+    clean = read_clip(ASSETS / "ciri_example_clean.mp4").frames
+    plot = rasterise(evaluate_clip(clip.removed, clip.masks, clean, clean=True).plot)
+    wiped = compare(clip.removed[m : m + 1], clean[m : m + 1], "wipe", labels=("result", "reference"))[0]
+    return column([fitted(wiped, 640), fitted(plot, 640)])
+
+
 def one_shot_removal() -> Tensor:
     clip, m = example(), 16
     tinted = overlay(clip.frames[m : m + 1], clip.masks[m : m + 1])
@@ -164,6 +174,7 @@ PICTURES = {
     DOCS / "CIRI_InactivationInpaint" / "picture.jpg": (inactivation_inpaint, 640),
     DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
     DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
+    DOCS / "CIRI_EvaluateRemoval" / "picture.jpg": (evaluate_removal, 640),
     WORKFLOWS / "one_shot_removal.jpg": (one_shot_removal, 432),
     WORKFLOWS / "one_shot_e2fgvi_hq.jpg": (one_shot_e2fgvi_hq, 432),
     WORKFLOWS / "swap_backbone.jpg": (swap_backbone, 432),

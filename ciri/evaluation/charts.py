@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 #: Eight colours that people with any colour vision can tell apart (Okabe and Ito), without their yellow.
@@ -31,14 +31,13 @@ class Series:
     colour: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chart:
     """A chart: ``joined`` draws lines through the points of each series.
 
     Attributes:
         x_title, y_title: of the axes, with units.
         joined: lines, not only points.
-        named: writes each series' name beside its first point instead of in a legend.
         size: (width, height) in pixels.
         y_range: fixes the range of the y axis, so that charts beside each other compare.
         title: over the chart.
@@ -48,37 +47,38 @@ class Chart:
     x_title: str
     y_title: str
     joined: bool = True
-    named: bool = False
     size: tuple[int, int] = (420, 280)
     y_range: tuple[float, float] | None = None
     title: str = ""
-    legend: bool = True
-    _parts: list[str] = field(default_factory=list)
 
-    def svg(self, *, standalone: bool = False) -> str:
-        """The chart as an ``<svg>`` element; standalone: as the content of a file."""
+    def frame(self) -> Frame | None:
+        """Where the axes are; None for a chart without any point."""
         points = [point for series in self.series for point in series.points]
         if not points:
-            return ""
+            return None
         width, height = self.size
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         x_ticks = ticks(min(xs), max(xs), 5)
         y_ticks = ticks(*(self.y_range or (min(ys), max(ys))), 5)
-        bottom = height - 44 - (18 * math.ceil(len(self.series) / 2) if self.legend and not self.named else 0)
-        frame = _Frame(54, width - 16, 26 if self.title else 10, bottom, x_ticks, y_ticks)
-        self._parts = [self._axes(frame)]
-        for series in self.series:
-            self._parts.append(self._marks(series, frame))
-        if self.legend and not self.named:
-            self._parts += [self._legend_entry(i, s, bottom + 52) for i, s in enumerate(self.series)]
+        legend_rows = math.ceil(len(self.series) / 2)
+        return Frame(54, width - 16, 26 if self.title else 10, height - 44 - 18 * legend_rows, x_ticks, y_ticks)
+
+    def svg(self, *, standalone: bool = False) -> str:
+        """The chart as an ``<svg>`` element; standalone: as the content of a file."""
+        frame = self.frame()
+        if frame is None:
+            return ""
+        width, height = self.size
+        parts = [self._axes(frame), *(self._marks(series, frame) for series in self.series)]
+        parts += [self._legend_entry(i, s, frame.bottom + 52) for i, s in enumerate(self.series)]
         named = f"<title>{escape(self.title or self.y_title)}</title>"
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor" role="img">'
-            f"{STANDALONE if standalone else ''}{named}{''.join(self._parts)}</svg>"
+            f"{STANDALONE if standalone else ''}{named}{''.join(parts)}</svg>"
         )
 
-    def _axes(self, frame: _Frame) -> str:
+    def _axes(self, frame: Frame) -> str:
         parts = []
         if self.title:
             parts.append(_text(frame.left, 15, self.title, weight="600"))
@@ -98,7 +98,7 @@ class Chart:
         parts.append(_text(13, centre, self.y_title, anchor="middle", opacity=0.8, more=turned))
         return "".join(parts)
 
-    def _marks(self, series: Series, frame: _Frame) -> str:
+    def _marks(self, series: Series, frame: Frame) -> str:
         colour = PALETTE[series.colour % len(PALETTE)]
         places = [(frame.x(x), frame.y(y)) for x, y in series.points]
         parts = []
@@ -114,10 +114,6 @@ class Chart:
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" fill-opacity="0.85">'
                     f"<title>{escape(label)}</title></circle>"
                 )
-        if self.named and places:
-            x, y = places[0]
-            right = x > (frame.left + frame.right) / 2
-            parts.append(_text(x + (-8 if right else 8), y - 7, series.name, anchor="end" if right else "start"))
         return "".join(parts)
 
     def _legend_entry(self, index: int, series: Series, top: float) -> str:
@@ -130,7 +126,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """The plot's area in pixels, and the values at its edges: the outermost ticks."""
 
     left: float
