@@ -11,5 +11,6 @@ set -euo pipefail
 cd "$(dirname "$0")"
 CALLED_FROM=$OLDPWD
 . scripts/find_python.sh
+[ "${1:-}" = --stop ] && exec "$PYTHON" -m scripts.comfyui stop
 "$PYTHON" -m scripts.environment run
 exec .venv/bin/python -m scripts.demo --from "$CALLED_FROM" "$@"

@@ -37,16 +37,16 @@ class DemoError(Exception):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./run.sh", description="Remove an object from a clip in a real ComfyUI.")
+    parser = argparse.ArgumentParser(
+        prog="./run.sh",
+        description="Remove an object from a clip in a real ComfyUI.",
+        epilog="./run.sh --stop ends the ComfyUI that --serve left running.",
+    )
     parser.add_argument("clip", nargs="?", help="a video (default: the bundled one)")
     parser.add_argument("mask", nargs="?", help="its first frame's mask: the object white, or transparent")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running and print its address")
-    parser.add_argument("--stop", action="store_true", help="end the ComfyUI that --serve left running")
     parser.add_argument("--from", dest="folder", default=".", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.stop:
-        print("stopped" if comfyui.stop() else "none was running")
-        return 0
     if args.clip and not args.mask:
         parser.error("a clip of your own needs the mask of its first frame: ./run.sh CLIP MASK")
     try:
