@@ -59,3 +59,12 @@ def path_of(name: str, models: Collection[str]) -> str:
     raise CheckpointError(
         f"{missing}. Put the checkpoint that its authors published into {folder}, then press R to refresh the list."
     )
+
+
+def state_of(name: str | None) -> str:
+    """What changes when a chosen file does: its name, time and size; for ComfyUI's cache."""
+    path = None if name is None else folder_paths.get_full_path("ciri", name)
+    if path is None:
+        return f"{name}: missing"
+    status = os.stat(path)
+    return f"{name}: {status.st_mtime_ns} {status.st_size}"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from comfy_api.latest import io
 
 from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
-from ._weights import options, path_of
+from ._weights import options, path_of, state_of
 from .backbones import CATEGORY_BACKBONES
 
 MODES = ["auto", "hard", "blend", "gate"]
@@ -83,6 +83,11 @@ class PublishedBackbone(io.ComfyNode):
                 BackboneSocket.Output("backbone", display_name="backbone", tooltip="Connect to Inactivation inpaint.")
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, weights: str | None, **_others: object) -> str:
+        """Run again when the file changed under the same name."""
+        return state_of(weights)
 
     @classmethod
     @plain_errors

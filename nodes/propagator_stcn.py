@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ._adapt import PropagatorSocket, building_network, choose, device, plain_errors
-from ._weights import options, path_of
+from ._weights import options, path_of, state_of
 from .propagators import CATEGORY_PROPAGATORS
 
 MODELS = ("stcn",)
@@ -73,6 +73,11 @@ class PropagatorSTCN(io.ComfyNode):
                 PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, weights: str | None, **_others: object) -> str:
+        """Run again when the file changed under the same name."""
+        return state_of(weights)
 
     @classmethod
     @plain_errors

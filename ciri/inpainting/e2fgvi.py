@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciri.checkpoints import identify, load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blocks import Decoder, HierarchicalEncoder
@@ -146,16 +145,12 @@ class E2FGVIHQ(E2FGVI):
         return SoftComposition(128, 512, convolution=True)
 
 
-def load_e2fgvi(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> E2FGVI:
-    """Load a published or trained weight file of either variant, in evaluation mode.
+def check_attention_windows(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Refuse weights whose transformer was made for attention windows of another shape than this one's.
 
     Raises:
-        CheckpointError: the file is unreadable or holds another model.
+        CheckpointError: the positions stored with the weights differ.
     """
-    state, _ = read_state_dict(path)
-    network = E2FGVIHQ() if identify(state) == E2FGVIHQ.name else E2FGVI()
-    load_strictly(network, state, model=network.name, path=path)
     for key, value in state.items():
         if key.endswith("valid_ind_rolled") and value.tolist() != ring_positions():
             raise CheckpointError(f"{path} was made for attention windows of another shape ({key} differs).")
-    return network.to(device).eval()

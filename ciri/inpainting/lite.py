@@ -19,8 +19,8 @@ from ciri.errors import CheckpointError
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.lite_guidance import Candidates, Guidance, find_copies, guidance
 from ciri.inpainting.lite_network import MULTIPLE, LiteConfig, LiteNetwork
+from ciri.precision import choose_dtype
 from ciri.progress import OnStep, ignore, part
-from ciri.propagation.precision import choose_dtype
 
 #: The weights that ship with the pack.
 SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "backbone_lite.safetensors"

@@ -13,12 +13,12 @@ from ciri.checkpoints import load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.inpainting.driver import Mode, WindowBackbone
 from ciri.inpainting.dstt import DSTT
-from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, load_e2fgvi
+from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, check_attention_windows
 from ciri.inpainting.fuseformer import FuseFormer
 from ciri.inpainting.network import WindowNetwork
 from ciri.inpainting.sttn import STTN
 from ciri.inpainting.windows import Schedule
-from ciri.propagation.precision import choose_dtype
+from ciri.precision import choose_dtype
 from ciri.signatures import identify, signature_of
 
 #: The published networks by the names of :mod:`ciri.signatures`.
@@ -56,11 +56,10 @@ def load_backbone(
         wanted = " or ".join(_title(name) for name in expected)
         what = f"{_title(model)} weights" if model else "weights of no model that is known here"
         raise CheckpointError(f"{os.fspath(path)} holds {what}; expected {wanted}.")
-    if issubclass(NETWORKS[model], E2FGVI):
-        network: WindowNetwork = load_e2fgvi(path)
-    else:
-        network = NETWORKS[model]()
-        load_strictly(network, state, model=model, path=path)
+    network = NETWORKS[model]()
+    load_strictly(network, state, model=model, path=path)
+    if isinstance(network, E2FGVI):
+        check_attention_windows(state, path)
     network.gate_points = gate_points(metadata, network, path)
     network.precision = torch.float32 if published else choose_dtype(precision, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ciri.errors import MaskError, OutOfMemoryError
+from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore
 from ciri.propagation.base import LOST_BELOW, MaskTrack
 from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
 from ciri.propagation.confidence import find_cuts
 from ciri.propagation.network import MemoryNetwork
-from ciri.propagation.precision import choose_dtype, fingerprint, inference_copy
 from ciri.propagation.tracking import DirectedPass, MemoryPolicy, Prediction
 
 

@@ -35,7 +35,7 @@ class STCN(nn.Module):
     stride = 16
     #: A change in one cell reaches 74 pixels beyond it.
     decode_margin: int | None = 5
-    #: Runs for stored frames only; see :func:`ciri.propagation.precision.inference_copy`.
+    #: Runs for stored frames only; see :func:`ciri.precision.inference_copy`.
     seldom_used = ("value_encoder",)
 
     def __init__(self, top_k: int | None = 20) -> None:

@@ -72,3 +72,12 @@ def test_a_vanished_file_and_unknown_options_are_refused(run, models):
     put_sttn(models)
     with pytest.raises(Exception, match="expected one of auto, hard, blend, gate"):
         run("CIRI_BackboneSTTN", weights="sttn.pth", mode="softly")
+
+
+@pytest.mark.parametrize("node_id", [*LOADERS, "CIRI_PropagatorSTCN"])
+def test_a_file_replaced_under_its_name_is_loaded_again(nodes, models, node_id):
+    save_file({"a": torch.zeros(2)}, models / "mine.safetensors")
+    before = nodes[node_id].fingerprint_inputs(weights="mine.safetensors", mode="auto")
+    assert nodes[node_id].fingerprint_inputs(weights="mine.safetensors", mode="auto") == before
+    save_file({"a": torch.zeros(200)}, models / "mine.safetensors")
+    assert nodes[node_id].fingerprint_inputs(weights="mine.safetensors", mode="auto") != before

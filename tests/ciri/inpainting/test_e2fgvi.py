@@ -6,7 +6,8 @@ import torch
 from benchmarks import plain_e2fgvi as plain
 from ciri.checkpoints import write_safetensors
 from ciri.errors import CheckpointError, ClipError
-from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, load_e2fgvi
+from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ
+from ciri.inpainting.load import load_backbone
 from tests.parity.seeded_weights import seeded_state_dict
 
 LOCAL = 2
@@ -110,17 +111,17 @@ def test_reduced_precision_stays_close(network, clip, monkeypatch):
 def test_files_of_both_variants_load_and_others_do_not(tmp_path, network):
     state = network.state_dict()
     write_safetensors(tmp_path / "hq.safetensors", state)
-    loaded = load_e2fgvi(tmp_path / "hq.safetensors")
+    loaded = load_backbone(tmp_path / "hq.safetensors").network
     assert isinstance(loaded, E2FGVIHQ) and not loaded.training
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in state.items())
     lacking = {key: value for key, value in state.items() if not key.startswith("transformer.7.mlp")}
     write_safetensors(tmp_path / "lacking.safetensors", lacking)
     with pytest.raises(CheckpointError, match="E2FGVI-HQ: 4 missing.*transformer.7.mlp"):
-        load_e2fgvi(tmp_path / "lacking.safetensors")
+        load_backbone(tmp_path / "lacking.safetensors")
     other = state | {"transformer.3.attn.valid_ind_rolled": torch.arange(120)}
     write_safetensors(tmp_path / "other.safetensors", other)
     with pytest.raises(CheckpointError, match="windows of another shape"):
-        load_e2fgvi(tmp_path / "other.safetensors")
+        load_backbone(tmp_path / "other.safetensors")
 
 
 def test_the_base_variant_is_bound_to_its_size():

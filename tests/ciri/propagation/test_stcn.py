@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ciri.errors import CheckpointError
+from ciri.precision import choose_dtype, cpu_speedup_of_bfloat16, fingerprint, inference_copy
 from ciri.propagation import registry
-from ciri.propagation.precision import choose_dtype, cpu_speedup_of_bfloat16, fingerprint, inference_copy
 from ciri.propagation.stcn import STCN, build_stcn, load_stcn
 
 
