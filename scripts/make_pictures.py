@@ -175,6 +175,7 @@ PICTURES = {
     DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
     DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
     DOCS / "CIRI_EvaluateRemoval" / "picture.jpg": (evaluate_removal, 640),
+    WORKFLOWS / "evaluate.jpg": (evaluate_removal, 432),
     WORKFLOWS / "one_shot_removal.jpg": (one_shot_removal, 432),
     WORKFLOWS / "one_shot_e2fgvi_hq.jpg": (one_shot_e2fgvi_hq, 432),
     WORKFLOWS / "swap_backbone.jpg": (swap_backbone, 432),
