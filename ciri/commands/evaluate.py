@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from ciri.evaluation.methods import Models
     from ciri.evaluation.scores import Networks
 
-#: The rows of the paper's Table 2: hard masks, then target inactivation without and with training for it.
-ABLATION = ("hard", "blend", "gate")
-
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -42,7 +39,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--propagators", type=_names, metavar="NAME,...", help="default: all that have their weights")
     what.add_argument("--backbones", type=_names, metavar="NAME,...", help="default: all that have their weights")
     what.add_argument("--modes", type=_names, default=["auto"], metavar="MODE,...", help="auto, hard, blend, gate")
-    what.add_argument("--ablate", action="store_true", help=f"the rows of Table 2: modes {', '.join(ABLATION)}")
+    what.add_argument("--ablate", action="store_true", help="the rows of the paper's Table 2: modes hard, blend, gate")
     what.add_argument("--true-masks", action="store_true", help="also inpaint the true masks")
     what.add_argument("--models", type=Path, metavar="DIR", help="folder of weight files; recognised by their keys")
     what.add_argument(
@@ -74,6 +71,7 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         "--lpips", type=Path, action="append", default=[], metavar="FILE", help="AlexNet's and LPIPS's weights: twice"
     )
     how.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
+    how.add_argument("--about", default="", metavar="TEXT", help="a sentence on the clips, for the report")
     how.add_argument("--fresh", action="store_true", help="make everything again")
 
 
@@ -99,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     from ciri.evaluation.methods import Method, Models, choose
     from ciri.evaluation.report import make_report, write_report
     from ciri.evaluation.run import Runner, Settings
+    from ciri.evaluation.tables import ABLATION
     from ciri.evaluation.tolerance import tolerance_curves
 
     if args.frames is not None and args.frames < 1:
@@ -121,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
         with shared.progress("wrong masks") as bar:
             curves, more = tolerance_curves(runner, spread(cases, args.degrade_cases), methods, bar)
         failures += more
-    report = make_report(runner, records, curves, command=command_line(args), notes=notes + failures)
+    notes += failures
+    report = make_report(runner, records, curves, command=command_line(args), notes=notes, about=args.about)
     with shared.progress("report") as bar:
         files = write_report(runner, report, cases, records, bar)
     if args.markdown:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ciri.errors import EvaluationError
 from ciri.evaluation.methods import TRUE_MASKS
-from ciri.evaluation.page import shares_text, summary
+from ciri.evaluation.page import ablation_title, method_title, shares_text, summary
 from ciri.evaluation.plots import combined, masks_chart, time_chart, wrong_mask_charts
-from ciri.evaluation.tables import GLOBAL, LOCAL, OTHER, Column, Report
+from ciri.evaluation.tables import GLOBAL, LOCAL, OTHER, TABLE_2, Column, Report, Row
 
 
 def write_markdown(path: Path, report: Report) -> None:
@@ -45,6 +45,7 @@ def build_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         "",
         f"<!-- Written by the command below; do not edit. -->\n\n{summary(report)}",
         "",
+        *([report.about, ""] if report.about else []),
         f"Measured on {machine['date']}: {machine['processor']}, {machine['system']}, Python {machine['Python']}, "
         f"PyTorch {machine['PyTorch']}, OpenCV {machine['OpenCV']}; device: {machine['device']}. To measure again:",
         "",
@@ -66,6 +67,9 @@ def build_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         *(f"- **{c.title}**: {c.meaning}" for c in rest),
         "",
     ]
+    if rows := report.ablation():
+        lines += ["## Ablation", "", "The rows of Table 2 in the paper, as they came out.", ""]
+        lines += [*table(report, TABLE_2, [c.title for c in TABLE_2], rows, ablation_title), ""]
     if "results_quality.svg" in pictures:
         lines += ["![Quality against time and against mask quality](images/results_quality.svg)", ""]
     if report.curves:
@@ -81,21 +85,27 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<!\S)(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])+", "", text)
 
 
-def table(report: Report, columns: Sequence[Column], titles: Sequence[str]) -> list[str]:
+def table(
+    report: Report,
+    columns: Sequence[Column],
+    titles: Sequence[str],
+    rows: Sequence[Row] | None = None,
+    name_of: Callable[[Row], str] = method_title,
+) -> list[str]:
     """One line per method; the best of each column is bold."""
     heads = [
         f"{title}{f' ({c.unit})' if c.unit else ''} {({1: '&uarr;', -1: '&darr;'}).get(c.better, '')}".rstrip()
         for title, c in zip(titles, columns, strict=True)
     ]
     lines = ["| Method | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
-    for row in report.rows:
+    for row in report.rows if rows is None else rows:
         bound = row.method.masks == TRUE_MASKS
         cells = []
         for column in columns:
             value = row.values.get(column.key)
             best = not bound and value is not None and value == report.best(column)
             cells.append(f"**{column.text(value)}**" if best else column.text(value))
-        name = f"*{row.method.title}*" if bound else row.method.title
+        name = f"*{name_of(row)}*" if bound else name_of(row)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ciri.evaluation.charts import Chart
 from ciri.evaluation.methods import TRUE_MASKS
 from ciri.evaluation.pictures import SHOWN_STRENGTH, CasePictures
 from ciri.evaluation.plots import masks_chart, time_chart, wrong_mask_charts
-from ciri.evaluation.tables import COLUMNS, GLOBAL, LOCAL, OTHER, Column, Report, Row
+from ciri.evaluation.tables import ABLATION, COLUMNS, GLOBAL, LOCAL, OTHER, TABLE_2, Column, Report, Row
 
 _ASSETS = Path(__file__).with_name("assets")
 
@@ -64,12 +64,13 @@ def summary(report: Report) -> str:
 
 def _head(report: Report) -> str:
     notes = "".join(f'<div class="note">{escape(note)}</div>' for note in report.notes)
+    about = f"<p>{escape(report.about)}</p>" if report.about else ""
     where = f"{report.machine.get('date', '')} · {report.machine.get('processor', '')}"
     if report.machine.get("device") not in (None, "cpu"):
         where += f" · {report.machine['device']}"
     return (
         f'<h1>Object removal, measured</h1><p class="lead">{escape(summary(report))}</p>'
-        f'<p class="soft">{escape(where)}</p>{notes}'
+        f'<p class="soft">{escape(where)}</p>{about}{notes}'
     )
 
 
@@ -85,19 +86,43 @@ def _tables(report: Report) -> str:
         + _table(report, quality)
         + "<h2>Masks, flicker, time</h2>"
         + _table(report, (("", rest),))
+        + _ablation(report)
     )
 
 
-def _table(report: Report, groups: Sequence[tuple[str, Sequence[Column]]]) -> str:
+def _ablation(report: Report) -> str:
+    rows = report.ablation()
+    if not rows:
+        return ""
+    table = _table(report, (("", TABLE_2),), rows, ablation_title)
+    return f"<h2>Ablation</h2><p>The rows of Table 2 in the paper, as they came out.</p>{table}"
+
+
+def ablation_title(row: Row) -> str:
+    """What Table 2 calls a row, and which models it was measured with."""
+    return f"{row.method.masks} + {row.method.backbone}: {ABLATION[row.method.mode]}"
+
+
+def method_title(row: Row) -> str:
+    """What every other table calls it."""
+    return row.method.title
+
+
+def _table(
+    report: Report,
+    groups: Sequence[tuple[str, Sequence[Column]]],
+    rows: Sequence[Row] | None = None,
+    title: Callable[[Row], str] = method_title,
+) -> str:
     """One line per method; the best of each column is marked."""
     columns = [column for _, group in groups for column in group]
     over = "".join(f'<th colspan="{len(group)}">{name}</th>' for name, group in groups)
     group_row = f'<tr class="group"><th></th>{over}</tr>' if any(name for name, _ in groups) else ""
     titles = "".join(f'<th title="{escape(c.meaning)}">{_title(c)}</th>' for c in columns)
-    rows = "".join(_line(report, row, columns) for row in report.rows)
+    lines = "".join(_line(report, row, columns, title(row)) for row in (report.rows if rows is None else rows))
     return (
         f'<div class="scroll"><table><thead>{group_row}<tr><th>Method</th>{titles}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{lines}</tbody></table></div>"
     )
 
 
@@ -106,14 +131,14 @@ def _title(column: Column) -> str:
     return f"{escape(column.title)}{arrow}" + (f"<br><small>{escape(column.unit)}</small>" if column.unit else "")
 
 
-def _line(report: Report, row: Row, columns: Sequence[Column]) -> str:
+def _line(report: Report, row: Row, columns: Sequence[Column], title: str) -> str:
     bound = row.method.masks == TRUE_MASKS
     cells = []
     for column in columns:
         value = row.values.get(column.key)
         best = not bound and value is not None and value == report.best(column)
         cells.append(f"<td{' class=best' * best}>{column.text(value)}</td>")
-    return f"<tr{' class=bound' * bound}><td>{escape(row.method.title)}</td>{''.join(cells)}</tr>"
+    return f"<tr{' class=bound' * bound}><td>{escape(title)}</td>{''.join(cells)}</tr>"
 
 
 # ------------------------------------------------------------------------------------------------ charts

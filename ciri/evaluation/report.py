@@ -29,7 +29,13 @@ WITHOUT_CLEAN = (
 
 
 def make_report(
-    runner: Runner, records: Sequence[Record], curves: Curves, *, command: str, notes: Sequence[str] = ()
+    runner: Runner,
+    records: Sequence[Record],
+    curves: Curves,
+    *,
+    command: str,
+    notes: Sequence[str] = (),
+    about: str = "",
 ) -> Report:
     """Gather everything that was measured.
 
@@ -57,6 +63,7 @@ def make_report(
         describe(runner.models.device),
         command,
         list(dict.fromkeys(remarks)),
+        about,
     )
 
 

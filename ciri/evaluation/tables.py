@@ -62,6 +62,13 @@ OTHER = [
     ),
 ]
 COLUMNS = [*LOCAL, *GLOBAL, *OTHER]
+#: The paper's Table 2: what its rows are called here, by the mode that they stand for.
+ABLATION = {
+    "hard": "baseline, hard masks",
+    "blend": "w/ target inactivation, without training for it",
+    "gate": "w/ target inactivation (Eq. 1)",
+}
+TABLE_2 = [*LOCAL, *(column for column in OTHER if column.key in ("jf", "cpu", "wall"))]
 #: Scores that are printed multiplied.
 _FACTORS = {"e_warp": 1000.0, "e_warp_masked": 1000.0}
 
@@ -88,6 +95,7 @@ class Report:
         machine: what it ran on.
         command: how to run it again.
         notes: what is missing and why, what failed.
+        about: the clips, in a sentence of the person who measured.
     """
 
     rows: list[Row]
@@ -98,6 +106,7 @@ class Report:
     machine: dict[str, str]
     command: str
     notes: list[str] = field(default_factory=list)
+    about: str = ""
 
     def columns(self, wanted: Iterable[Column] = COLUMNS) -> list[Column]:
         """Those columns that have a number."""
@@ -108,6 +117,20 @@ class Report:
         rivals = [row for row in self.rows if row.method.masks != TRUE_MASKS]
         values = [v for row in rivals if (v := row.values.get(column.key)) is not None]
         return (max if column.better > 0 else min)(values) if values and column.better and len(values) > 1 else None
+
+    def ablation(self) -> list[Row]:
+        """The rows of the paper's Table 2: methods that differ in their mode alone, from hard masks on."""
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            if row.method.mode in ABLATION:
+                groups.setdefault((row.method.masks, row.method.backbone), []).append(row)
+        order = list(ABLATION)
+        return [
+            row
+            for rows in groups.values()
+            if len(rows) > 1
+            for row in sorted(rows, key=lambda row: order.index(row.method.mode))
+        ]
 
 
 def mean(values: Iterable[float]) -> float | None:

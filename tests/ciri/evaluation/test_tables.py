@@ -58,6 +58,18 @@ def test_true_masks_are_no_contestant():
     assert local.text(None) == local.text(NAN) == "-" and local.text(25) == "25.00"
 
 
+def test_ablation_follows_the_paper_s_order():
+    modes = [Method("flow", "net", mode) for mode in ("gate", "hard")]
+    records = [record("a", method, [value]) for method, value in zip(modes, (25.0, 20.0), strict=True)]
+    made = report()
+    assert made.ablation() == []
+    made.rows = make_rows([*RECORDS, *records])
+    assert [row.method.mode for row in made.ablation()] == ["hard", "gate"]
+    text = build_markdown(made)
+    baseline, inactivated = text.index("net: baseline, hard masks"), text.index("net: w/ target inactivation (Eq. 1)")
+    assert text.index("## Ablation") < baseline < inactivated
+
+
 def test_worst_cases_come_first():
     assert worst_first(make_rows(RECORDS), ["a", "b"]) == ["b", "a"]
 
