@@ -10,6 +10,7 @@ Dimensions: t frames, n covered pixels of one frame, h w pixels. Positions and f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ciri.flow.completion import complete_flow, membrane
 from ciri.flow.dis import Preset, consistency, neighbour_flow
+from ciri.parallel import both
 from ciri.progress import OnStep, ignore, part
 
 #: Pixels above this are given a fill; paste-back blends by the map itself.
@@ -169,12 +171,15 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = 
         """Measure flow on a clip, complete it around the target, and follow it to the sources."""
         forward, backward = neighbour_flow(watched, preset=preset, on_step=part(on_step, 0.0, 0.6))
         complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
-        after = follow(forward, backward, visible, covered, ahead=True, on_step=part(on_step, 0.8, 0.9))
-        before = follow(backward, forward, visible, covered, ahead=False, on_step=part(on_step, 0.9, 1.0))
+        after, before = both(
+            lambda tick: follow(forward, backward, visible, covered, ahead=True, on_step=tick),
+            lambda tick: follow(backward, forward, visible, covered, ahead=False, on_step=tick),
+            part(on_step, 0.8, 1.0),
+        )
         return Candidates(frames, visible, table, covered, before, after, forward, backward)
 
     rough = search(frames, WIDE_MARGIN, "medium", part(on_step, 0.0, 0.5))
-    without = torch.stack([_rough_fill(rough, t) for t in range(len(frames))])
+    without = _without_target(rough)
     del rough
     found = search(without, NARROW_MARGIN, "medium", part(on_step, 0.5, 1.0))
     for source in (*found.before, *found.after):
@@ -182,6 +187,19 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = 
         _, share = table.sample(source.frame, source.position)
         source.frame[share <= SMALLEST_SHARE] = -1
     return found
+
+
+def _without_target(rough: Candidates) -> Tensor:
+    """Return the clip (T, 3, H, W) with every frame roughly filled."""
+    count = len(rough.frames)
+    clip = rough.frames.clone()
+
+    def fill(some: range, _: OnStep) -> None:
+        for t in some:
+            clip[t] = _rough_fill(rough, t)
+
+    both(partial(fill, range(count // 2)), partial(fill, range(count // 2, count)), ignore)
+    return clip
 
 
 def _rough_fill(candidates: Candidates, t: int) -> Tensor:
@@ -207,14 +225,19 @@ def complete_neighbour_flow(
         first, second = holes[pairs], holes[pairs.start + 1 : pairs.stop + 1]
         if first.any() or second.any():
             there, back = halve_flow(forward[pairs]), halve_flow(backward[pairs])
-            for flow, inverse, hole, target in (
-                (there, back, first, forward[pairs]),
-                (back, there, second, backward[pairs]),
-            ):
-                coarse = F.max_pool2d(hole.float(), 2, ceil_mode=True)
-                done = double_flow(complete_flow(flow, coarse, consistency(flow, inverse)), hole.shape[-2:])
-                torch.where(hole, done, target, out=target)
+            both(
+                partial(_complete, there, back, first, forward[pairs]),
+                partial(_complete, back, there, second, backward[pairs]),
+                ignore,
+            )
         on_step(pairs.stop, len(forward))
+
+
+def _complete(flow: Tensor, inverse: Tensor, hole: Tensor, target: Tensor, _: OnStep) -> None:
+    """Complete flow at half the size, and write it at full size where the hole (N, 1, H, W) is; in place."""
+    coarse = F.max_pool2d(hole.float(), 2, ceil_mode=True)
+    done = double_flow(complete_flow(flow, coarse, consistency(flow, inverse)), hole.shape[-2:])
+    torch.where(hole, done, target, out=target)
 
 
 def halve_flow(flow: Tensor) -> Tensor:

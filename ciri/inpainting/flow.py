@@ -5,6 +5,10 @@ Dimensions: t frames, n covered pixels of one frame, s seam pixels among them, h
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
 import torch
 from torch import Tensor
 
@@ -13,7 +17,10 @@ from ciri.flow.propagate import Addresses, Candidates, hand_over, propagate_pixe
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.seam import correction
 from ciri.inpainting.texture import synthesise
+from ciri.parallel import helper
 from ciri.progress import OnStep, ignore, part
+
+Submit = Callable[[Callable[[], Tensor]], Future[Tensor]]
 
 #: A pixel and its neighbours to the right, to the left, below and above, (5, 1, 2).
 OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])[:, None]
@@ -50,13 +57,17 @@ def classical_fill(candidates: Candidates, *, on_step: OnStep = ignore) -> Tenso
     missing = [int(canvas.nowhere(t).sum()) for t in range(count)]
     first = max(range(count), key=missing.__getitem__)
     result = candidates.frames.clone()
-    done = 0
-    for order in (range(first, count), range(first - 1, -1, -1)):
-        for t in order:
+    waiting: deque[tuple[int, Future[Tensor]]] = deque()
+    with helper() as submit:
+        for done, t in enumerate([*range(first, count), *range(first - 1, -1, -1)]):
             known = t - 1 if t > first else t + 1 if t < first else None
-            result[t] = canvas.paint(t, known, any(missing))
-            done += 1
-            on_step(done, count)
+            waiting.append((t, canvas.paint(t, known, any(missing), submit)))
+            while len(waiting) > 1:
+                finished, frame = waiting.popleft()
+                result[finished] = frame.result()
+            on_step(done + 1, count)
+        for finished, frame in waiting:
+            result[finished] = frame.result()
     return result
 
 
@@ -74,27 +85,35 @@ class _Canvas:
         unfound = (candidates.before[t].frame < 0) & (candidates.after[t].frame < 0)
         return unfound & ~candidates.visible[t].flatten()[candidates.covered[t]]
 
-    def paint(self, t: int, known: int | None, remember: bool) -> Tensor:
-        """Return frame t (3, H, W), filled.
+    def paint(self, t: int, known: int | None, remember: bool, submit: Submit) -> Future[Tensor]:
+        """Return frame t (3, H, W), filled, as soon as its seams are joined.
 
         Args:
             t: the frame.
             known: the neighbouring frame that was painted before, from which synthesised pixels are handed on.
             remember: keep the addresses, for the next frame.
+            submit: runs work in another thread. The next frame needs addresses, not colours, so it can be begun
+                while this one's seams are solved, except where texture was synthesised from it.
         """
         index = self.candidates.covered[t]
         sources = [self.candidates.before[t], self.candidates.after[t]]
         nowhere = self.nowhere(t)
         if known is not None and nowhere.any():
             sources.append(self._handed_on(t, known, index, nowhere))
-        frame, missing = self._blend(t, index, sources)
+        frame, hole, missing = self._blend(t, index, sources)
+        mismatch = self._mismatch(t, frame, index, sources)
+
+        def join() -> Tensor:
+            joined = frame + correction(*mismatch, hole)
+            return (synthesise(joined, missing) if missing.any() else joined).clamp(0, 1)
+
+        painted = submit(join)
         if missing.any():
-            frame = synthesise(frame, missing)
             lost = torch.nonzero(missing.flatten()).flatten()
-            self.candidates.table.add(t, lost, frame.reshape(3, -1)[:, lost].T)
+            self.candidates.table.add(t, lost, painted.result().reshape(3, -1)[:, lost].T)
         if remember:
             self._remember(t, known, index, sources)
-        return frame.clamp(0, 1)
+        return painted
 
     def _handed_on(self, t: int, known: int, index: Tensor, nowhere: Tensor) -> Addresses:
         """Return addresses for the pixels that no frame shows, from the painted neighbour."""
@@ -124,8 +143,8 @@ class _Canvas:
         if known is not None and known - 1 in self.best and known + 1 in self.best:
             del self.best[known]  # both its neighbours are painted
 
-    def _blend(self, t: int, index: Tensor, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
-        """Return frame t with the sources blended in seamlessly, and bool (H, W), what has no source."""
+    def _blend(self, t: int, index: Tensor, sources: list[Addresses]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return frame t with the sources blended in, and bool (H, W): what was filled, and what has no source."""
         frame = self.candidates.frames[t].clone()
         colours, weight = self.candidates.blend(t, sources)
         found = weight > 0
@@ -136,7 +155,7 @@ class _Canvas:
             known = (~missing).to(frame)[None, None]
             frame = membrane(frame[None], known, sweeps=3, finest_sweeps=1)[0]
         hole.view(-1)[index[found]] = True
-        return frame + correction(*self._mismatch(t, frame, index, sources), hole | missing), missing
+        return frame, hole | missing, missing
 
     def _mismatch(self, t: int, frame: Tensor, index: Tensor, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
         """Return wanted minus present differences to the right (3, H, W-1) and below (3, H-1, W), at the seams."""
