@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ Submit = Callable[[Callable[[], Tensor]], Future[Tensor]]
 
 #: A pixel and its neighbours to the right, to the left, below and above, (5, 1, 2).
 OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])[:, None]
+
+
+#: Known pixels around the covered ones that are worked on with them.
+RIM = 2
 
 
 class FlowBackbone:
@@ -71,6 +76,39 @@ def classical_fill(candidates: Candidates, *, on_step: OnStep = ignore) -> Tenso
     return result
 
 
+@dataclass(frozen=True)
+class _Box:
+    """The part of a frame around what is filled, with a rim: blending and seams need no more than that.
+
+    Attributes:
+        rows, columns: where it is in the frame.
+        index: int64 (n,), flat indices of the covered pixels within the box.
+    """
+
+    rows: slice
+    columns: slice
+    index: Tensor
+
+    @classmethod
+    def around(cls, covered: Tensor, h: int, w: int) -> _Box:
+        """The box of covered pixels, flat indices (n,) of an h x w frame; an empty box if there are none."""
+        if not len(covered):
+            return cls(slice(0, 0), slice(0, 0), covered)
+        y, x = covered // w, covered % w
+        rows = slice(max(int(y.min()) - RIM, 0), min(int(y.max()) + 1 + RIM, h))
+        columns = slice(max(int(x.min()) - RIM, 0), min(int(x.max()) + 1 + RIM, w))
+        return cls(rows, columns, (y - rows.start) * (columns.stop - columns.start) + x - columns.start)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def of(self, frame: Tensor) -> Tensor:
+        """The box's part (..., h, w) of a frame, as a view."""
+        return frame[..., self.rows, self.columns]
+
+
 class _Canvas:
     """A clip being filled, frame by frame: what is known so far, and where each frame's pixels came from."""
 
@@ -96,20 +134,29 @@ class _Canvas:
                 while this one's seams are solved, except where texture was synthesised from it.
         """
         index = self.candidates.covered[t]
+        if not len(index):
+            if remember:
+                self._remember(t, known, index, [Addresses.nowhere(0)])
+            return submit(self.candidates.frames[t].clone)
         sources = [self.candidates.before[t], self.candidates.after[t]]
         nowhere = self.nowhere(t)
         if known is not None and nowhere.any():
             sources.append(self._handed_on(t, known, index, nowhere))
-        frame, hole, missing = self._blend(t, index, sources)
-        mismatch = self._mismatch(t, frame, index, sources)
+        box = _Box.around(index, self.h, self.w)
+        frame, hole, missing = self._blend(t, box, sources)
+        mismatch = self._mismatch(t, box.of(frame), box, sources)
 
         def join() -> Tensor:
-            joined = frame + correction(*mismatch, hole)
-            return (synthesise(joined, missing) if missing.any() else joined).clamp(0, 1)
+            box.of(frame).add_(correction(*mismatch, hole))
+            if missing.any():
+                everywhere = torch.zeros(self.h, self.w, dtype=torch.bool)
+                box.of(everywhere).copy_(missing)
+                return synthesise(frame, everywhere).clamp(0, 1)
+            return frame.clamp(0, 1)
 
         painted = submit(join)
         if missing.any():
-            lost = torch.nonzero(missing.flatten()).flatten()
+            lost = index[missing.view(-1)[box.index]]
             self.candidates.table.add(t, lost, painted.result().reshape(3, -1)[:, lost].T)
         if remember:
             self._remember(t, known, index, sources)
@@ -143,24 +190,31 @@ class _Canvas:
         if known is not None and known - 1 in self.best and known + 1 in self.best:
             del self.best[known]  # both its neighbours are painted
 
-    def _blend(self, t: int, index: Tensor, sources: list[Addresses]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return frame t with the sources blended in, and bool (H, W): what was filled, and what has no source."""
+    def _blend(self, t: int, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return frame t with the sources blended in, and bool, of the box: what was filled, and what has no source."""
+        index = self.candidates.covered[t]
         frame = self.candidates.frames[t].clone()
         colours, weight = self.candidates.blend(t, sources)
         found = weight > 0
         frame.view(3, -1)[:, index[found]] = colours[found].T
-        missing, hole = torch.zeros(2, self.h, self.w, dtype=torch.bool)
-        missing.view(-1)[index] = ~found & ~self.candidates.visible[t].flatten()[index]
+        missing, hole = torch.zeros(2, *box.size, dtype=torch.bool)
+        missing.view(-1)[box.index] = ~found & ~self.candidates.visible[t].flatten()[index]
         if missing.any():  # the target must not be what the copied pixels are fitted to
             known = (~missing).to(frame)[None, None]
-            frame = membrane(frame[None], known, sweeps=3, finest_sweeps=1)[0]
-        hole.view(-1)[index[found]] = True
+            box.of(frame).copy_(membrane(box.of(frame)[None], known, sweeps=3, finest_sweeps=1)[0])
+        hole.view(-1)[box.index[found]] = True
         return frame, hole | missing, missing
 
-    def _mismatch(self, t: int, frame: Tensor, index: Tensor, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
-        """Return wanted minus present differences to the right (3, H, W-1) and below (3, H-1, W), at the seams."""
-        seam_x, seam_y = self._seams(index, sources)
-        at_seam = torch.zeros(self.h, self.w, dtype=torch.bool)
+    def _mismatch(self, t: int, frame: Tensor, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
+        """Return wanted minus present differences to the right (3, h, w-1) and below (3, h-1, w), at the box's seams.
+
+        Args:
+            frame: float32 (3, h, w), the box's part of frame t.
+        """
+        h, w = box.size
+        index = box.index
+        seam_x, seam_y = self._seams(box, sources)
+        at_seam = torch.zeros(h, w, dtype=torch.bool)
         at_seam[:, :-1] |= seam_x
         at_seam[:, 1:] |= seam_x
         at_seam[:-1] |= seam_y
@@ -173,11 +227,10 @@ class _Canvas:
             weight = weight_of(source, t)[chosen] * (certain[0] & certain[1:])
             change += (colours[1:] - colours[0]) * weight[..., None]
             say += weight
-        steps = torch.zeros(4, 3, self.h * self.w)
-        weights = torch.zeros(4, 1, self.h * self.w)
+        steps, weights = torch.zeros(4, 3, h * w), torch.zeros(4, 1, h * w)
         steps[..., at] = change.transpose(1, 2)
         weights[..., at] = say[:, None]
-        steps, weights = steps.view(4, 3, self.h, self.w), weights.view(4, 1, self.h, self.w)
+        steps, weights = steps.view(4, 3, h, w), weights.view(4, 1, h, w)
 
         def edges(near: int, far: int, axis: int, seam: Tensor) -> Tensor:
             """Average what the two ends of each edge say; an edge that neither end knows stays as it is."""
@@ -189,14 +242,15 @@ class _Canvas:
 
         return edges(0, 1, 2, seam_x), edges(2, 3, 1, seam_y)
 
-    def _seams(self, index: Tensor, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
-        """Return bool (H, W-1) and (H-1, W): between which neighbours the source frame changes, on either side."""
-        across = torch.zeros(self.h, self.w - 1, dtype=torch.bool)
-        down = torch.zeros(self.h - 1, self.w, dtype=torch.bool)
+    def _seams(self, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
+        """Return bool (h, w-1) and (h-1, w): between which neighbours the source frame changes, on either side."""
+        h, w = box.size
+        across = torch.zeros(h, max(w - 1, 0), dtype=torch.bool)
+        down = torch.zeros(max(h - 1, 0), w, dtype=torch.bool)
         for source in sources:
-            origin = torch.full((self.h * self.w,), -2)
-            origin[index] = source.frame
-            origin = origin.view(self.h, self.w)
+            origin = torch.full((h * w,), -2)
+            origin[box.index] = source.frame
+            origin = origin.view(h, w)
             across |= origin.diff(dim=1) != 0
             down |= origin.diff(dim=0) != 0
         return across, down
