@@ -9,7 +9,7 @@ from ciri.inpainting.fuseformer import FuseFormer
 from ciri.inpainting.sttn import STTN
 from tests.parity.seeded_weights import seeded_state_dict
 
-LOCAL = 2
+LOCAL = 1
 
 
 @pytest.fixture(autouse=True)
