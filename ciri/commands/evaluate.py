@@ -72,7 +72,7 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
     how.add_argument("--about", default="", metavar="TEXT", help="a sentence on the clips, for the report")
-    how.add_argument("--fresh", action="store_true", help="make everything again")
+    how.add_argument("--fresh", action="store_true", help="make everything again, as after a change of code")
 
 
 def _names(text: str) -> list[str]:

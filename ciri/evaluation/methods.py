@@ -22,6 +22,8 @@ from ciri.propagation.base import Propagator
 TRUE_MASKS = "true masks"
 #: The mode that a backbone chooses itself, and the only one that classical backbones have.
 AUTO = "auto"
+#: Where the weights are that come with the pack: KIND_NAME.safetensors.
+SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Models:
     folder: Path | None = None
     weights: dict[str, Path] = field(default_factory=dict)
     _built: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    _found: dict[str, Path | None] = field(default_factory=dict)
 
     def propagator(self, name: str) -> Propagator:
         """Build (or return) a propagator. Raises CiriError: unknown, or its weights are missing."""
@@ -93,13 +96,15 @@ class Models:
         given = self.weights.get(f"{kind}:{name}") or self.weights.get(name)
         if given or self.folder is None:
             return given
-        found = list_files([self.folder], name)
-        return found[0] if found else None
+        if name not in self._found:
+            # looking into every file of a folder takes seconds
+            self._found[name] = next(iter(list_files([self.folder], name)), None)
+        return self._found[name]
 
     def stamp(self, kind: str, name: str) -> list[Any]:
-        """What of a weight file decides whether an old result still counts."""
-        file = self.file_of(kind, name)
-        return [] if file is None else stamp_of([file])
+        """What of a weight file, a user's or a shipped one, decides whether an old result still counts."""
+        file = self.file_of(kind, name) or SHIPPED / f"{kind}_{name}.safetensors"
+        return stamp_of([file]) if file.is_file() else []
 
     def available(self, registry: ModuleType, kind: str) -> tuple[list[str], list[str]]:
         """Names of everything that can be built now, and a note for what cannot."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ciri.checkpoints import write_safetensors
 from ciri.errors import CiriError
 from ciri.evaluation.cases import find_cases
 from ciri.evaluation.degrade import KINDS
@@ -18,6 +19,7 @@ from ciri.inpainting.base import BackboneFacts
 from ciri.propagation.base import MaskTrack
 from tests.ciri.evaluation.conftest import COUNT
 
+I3D_MARK = {"Conv3d_1a_7x7.conv3d.weight": torch.zeros(64, 3, 7, 7, 7)}
 GREY = Method("still", "grey")
 PERFECT = Method(TRUE_MASKS, "grey")
 
@@ -106,10 +108,15 @@ def test_an_interrupted_run_goes_on_where_it_was(cases, runner):
     assert [r.scores["psnr"] for r in again] == [r.scores["psnr"] for r in records]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "input", "settings", "fresh"])
-def test_old_results_that_no_longer_count_are_made_again(cases, runner, damage):
+@pytest.mark.parametrize("damage", ["truncate", "input", "settings", "fresh", "weights", "shipped weights"])
+def test_old_results_that_no_longer_count_are_made_again(cases, runner, damage, tmp_path, monkeypatch):
+    monkeypatch.setattr("ciri.evaluation.methods.SHIPPED", tmp_path)
     found = find_cases(cases)[:1]
     runner.run(found, [PERFECT])
+    if damage == "weights":
+        runner.models.weights["grey"] = cases / "alpha/frames/00000.png"
+    if damage == "shipped weights":
+        (tmp_path / "backbone_grey.safetensors").write_bytes(b"new")
     scores = runner.out / "results/true_masks-grey/alpha/scores.json"
     if damage == "truncate":
         scores.write_text(scores.read_text()[:50])
@@ -189,6 +196,13 @@ def test_wrong_mask_curves(cases, runner):
     assert tolerance_curves(runner, found, [GREY])[0] == curves and runner.models.grey.calls == calls
     shutil.rmtree(cases / "beta/clean")
     assert "clean clip is not known" in tolerance_curves(runner, find_cases(cases), [GREY])[1][0]
+
+
+def test_weight_files_are_found_by_their_keys(tmp_path):
+    write_safetensors(tmp_path / "any_name.safetensors", {"logits.conv3d.weight": torch.zeros(1)} | I3D_MARK)
+    models = Models(torch.device("cpu"), tmp_path, {"propagator:lite": tmp_path / "p.pth"})
+    assert models.file_of("metric", "i3d") == tmp_path / "any_name.safetensors"
+    assert models.file_of("propagator", "lite") == tmp_path / "p.pth" and models.file_of("backbone", "lite") is None
 
 
 def test_methods_that_can_be_built():
