@@ -170,7 +170,7 @@ def test_a_fingerprint_sees_the_smallest_change(network):
 
 
 def test_auto_precision_follows_the_measurement(monkeypatch):
-    from ciri.propagation import precision
+    from ciri import precision
 
     cpu = torch.device("cpu")
     assert cpu_speedup_of_bfloat16(torch.get_num_threads()) > 0
