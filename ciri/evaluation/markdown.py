@@ -113,7 +113,7 @@ def table(
 def wrong_mask_table(report: Report) -> list[str]:
     """Local PSNR with true masks, and how much of it each error costs at strength 1, 3 and 5."""
     lines = [
-        "Local PSNR (dB) when the true masks get one kind of error; in brackets the loss against true masks.",
+        "Local PSNR (dB) when the true masks get one kind of error; in brackets the difference to true masks.",
         "",
         "| Backbone | Error | true | strength 1 | strength 3 | strength 5 |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
