@@ -44,7 +44,8 @@ def correction(mismatch_x: Tensor, mismatch_y: Tensor, hole: Tensor) -> Tensor:
     inside = hole[box].to(result)
     solved = torch.zeros_like(result)
     solved[(slice(None), *box)] = solve_poisson((result[(slice(None), *box)] * inside)[None], inside[None, None])[0]
-    return solved
+    # without a rim that pins it down (a hole that is the whole picture) the level is arbitrary; colours end at 1
+    return solved.clamp_(-1, 1)
 
 
 def solve_poisson(right: Tensor, hole: Tensor, cycles: int = CYCLES) -> Tensor:
@@ -65,7 +66,10 @@ def solve_poisson(right: Tensor, hole: Tensor, cycles: int = CYCLES) -> Tensor:
     result = torch.zeros_like(right)
     for _ in range(cycles):
         result = _v_cycle(result, right, levels)
-    return result
+    hole, neighbours = levels[0]
+    rest = hole * (right - neighbours * result + _neighbour_sum(result))
+    # coarse grids of ragged holes are only an approximation: no correction is better than one that made it worse
+    return result if rest.norm() < right.norm() else torch.zeros_like(right)
 
 
 def _level(hole: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ciri.inpainting.seam import correction, solve_poisson
+from ciri.inpainting.seam import _level, _neighbour_sum, correction, solve_poisson
 
 
 def dense_solution(right, hole):
@@ -54,3 +56,13 @@ def test_a_constant_offset_disappears():
 
 def test_without_a_hole_nothing_is_corrected():
     assert not correction(torch.ones(3, 5, 6), torch.ones(3, 4, 7), torch.zeros(5, 7, dtype=torch.bool)).any()
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 1), h=st.integers(1, 40), w=st.integers(1, 40))
+def test_no_hole_however_ragged_makes_it_worse(seed, share, h, w):
+    generator = torch.Generator().manual_seed(seed)
+    hole = (torch.rand(1, 1, h, w, generator=generator) < share).float()
+    right = torch.randn(1, 3, h, w, generator=generator) * hole
+    solved = solve_poisson(right, hole)
+    rest = hole * (right - _level(hole)[1] * solved + _neighbour_sum(solved))
+    assert rest.norm() <= right.norm() and torch.equal(solved * (1 - hole), torch.zeros_like(right))
