@@ -63,9 +63,11 @@ def solve_poisson(right: Tensor, hole: Tensor, cycles: int = CYCLES) -> Tensor:
         if not hole.any():
             break
         levels.append(_level(hole))
-    result = torch.zeros_like(right)
+    result: Tensor | None = None
     for _ in range(cycles):
         result = _v_cycle(result, right, levels)
+    if result is None:
+        return torch.zeros_like(right)
     hole, neighbours = levels[0]
     rest = hole * (right - neighbours * result + _neighbour_sum(result))
     # coarse grids of ragged holes are only an approximation: no correction is better than one that made it worse
@@ -77,29 +79,34 @@ def _level(hole: Tensor) -> tuple[Tensor, Tensor]:
     return hole, _neighbour_sum(torch.ones_like(hole)).clamp(min=1)
 
 
-def _v_cycle(e: Tensor, right: Tensor, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _v_cycle(e: Tensor | None, right: Tensor, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One multigrid cycle from e, or from 0."""
     hole, neighbours = levels[0]
-    rate = DAMPING * hole / neighbours
     if len(levels) == 1:
-        return _relax(e, right, neighbours, rate, COARSEST_SWEEPS)
-    e = _relax(e, right, neighbours, rate, SWEEPS)
+        return _relax(e, right, hole, neighbours, COARSEST_SWEEPS)
+    e = _relax(e, right, hole, neighbours, SWEEPS)
     rest = hole * (right - neighbours * e + _neighbour_sum(e))
     coarse = F.avg_pool2d(_even(rest), 2) * 4  # the stencil is not divided by the squared spacing: sums, not means
-    coarse = _v_cycle(torch.zeros_like(coarse), coarse, levels[1:])
+    coarse = _v_cycle(None, coarse, levels[1:])
     h, w = e.shape[-2:]
     fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :h, :w]
-    return _relax(e + hole * fine, right, neighbours, rate, SWEEPS)
+    return _relax(torch.addcmul(e, hole, fine), right, hole, neighbours, SWEEPS)
 
 
-def _relax(e: Tensor, right: Tensor, neighbours: Tensor, rate: Tensor, sweeps: int) -> Tensor:
+def _relax(e: Tensor | None, right: Tensor, hole: Tensor, neighbours: Tensor, sweeps: int) -> Tensor:
+    """Damped Jacobi, e <- e + rate (right - n e + sum of neighbours), in as few passes over memory as that takes."""
+    keep, rate = 1 - DAMPING * hole, DAMPING * hole / neighbours
+    driven = rate * right
+    if e is None:
+        e, sweeps = driven, sweeps - 1
     for _ in range(sweeps):
-        e = e + rate * (right - neighbours * e + _neighbour_sum(e))
+        e = torch.addcmul(torch.addcmul(driven, keep, e), rate, _neighbour_sum(e))
     return e
 
 
 def _neighbour_sum(x: Tensor) -> Tensor:
     p = F.pad(x, (1, 1, 1, 1))
-    return p[..., 1:-1, :-2] + p[..., 1:-1, 2:] + p[..., :-2, 1:-1] + p[..., 2:, 1:-1]
+    return (p[..., 1:-1, :-2] + p[..., 1:-1, 2:]).add_(p[..., :-2, 1:-1]).add_(p[..., 2:, 1:-1])
 
 
 def _even(x: Tensor) -> Tensor:
