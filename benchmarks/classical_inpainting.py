@@ -1,6 +1,6 @@
 """Quality and speed of the classical backbone on composites with a known clean clip.
 
-    python benchmarks/classical_inpainting.py CASES_DIR [--save DIR]
+    python benchmarks/classical_inpainting.py CASES_DIR [--passes 1] [--save DIR]
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...: a clip with something pasted in, where it is, and the clip
 without it. Prints per case the PSNR over mask pixels (mean over frames) of the flow backbone and, for comparison,
@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", type=pathlib.Path)
     parser.add_argument("--save", type=pathlib.Path, help="write the results here, as CASE/00000.png")
+    parser.add_argument("--passes", type=int, default=2, choices=(1, 2), help="of the flow backbone (default 2)")
     arguments = parser.parse_args()
     rows = []
     print(f"{'case':30s} {'flow dB':>8s} {'Telea dB':>8s} {'cpu s/frame':>12s} {'s/frame':>8s}")
@@ -60,7 +61,7 @@ def main() -> None:
         frames, clean = read_clip(case / "frames"), read_clip(case / "clean")
         masks = (read_clip(case / "masks")[:, :1] > 0).float()
         used, elapsed = time.process_time(), time.perf_counter()
-        result = remove(frames, masks, FlowBackbone())
+        result = remove(frames, masks, FlowBackbone(arguments.passes))
         used, elapsed = time.process_time() - used, time.perf_counter() - elapsed
         row = (local_psnr(result, clean, masks), local_psnr(telea(frames, masks), clean, masks))
         rows.append((*row, used / len(frames), elapsed / len(frames)))

@@ -22,7 +22,16 @@ class BackboneFlow(io.ComfyNode):
                 "Fills each hidden pixel from the nearest frame that shows it, found by optical flow. Needs no "
                 "weights and no graphics card; best where the camera or the object moves and so shows the background."
             ),
-            inputs=[],
+            inputs=[
+                io.Int.Input(
+                    "passes",
+                    default=2,
+                    min=1,
+                    max=2,
+                    tooltip="2: the motion is measured once more on the clip without the object, which finds more of "
+                    "what is behind it. 1: about two thirds of the time, for a quick look.",
+                ),
+            ],
             outputs=[
                 BackboneSocket.Output("backbone", display_name="backbone", tooltip="Connect to Inactivation inpaint.")
             ],
@@ -30,7 +39,7 @@ class BackboneFlow(io.ComfyNode):
 
     @classmethod
     @plain_errors
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, passes: int) -> io.NodeOutput:
         from ciri.inpainting.flow import FlowBackbone
 
-        return io.NodeOutput(FlowBackbone())
+        return io.NodeOutput(FlowBackbone(passes))

@@ -150,7 +150,7 @@ def weight_of(source: Addresses, t: int) -> Tensor:
     return trust_of(source) / (source.frame - t).abs().clamp(min=1)
 
 
-def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Candidates:
+def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, on_step: OnStep = ignore) -> Candidates:
     """Find, for every covered pixel, where the nearest frames before and after show what is behind the target.
 
     Flow near a moving target is partly the target's own. A first, rough round therefore takes the target out; the
@@ -160,6 +160,7 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = 
         frames: float32 (T, 3, H, W) in [0, 1].
         inactivation: float32 (T, 1, H, W) in [0, 1]; above :data:`COVERED_ABOVE` a pixel gets candidates, above
             :data:`HIDDEN_ABOVE` it cannot be one.
+        passes: 2 as said above; 1 leaves the rough round out, at about two thirds of the time.
         on_step: called for every frame of every pass; may raise to stop.
     """
     frames, inactivation = frames.cpu(), inactivation.cpu()
@@ -178,10 +179,9 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = 
         )
         return Candidates(frames, visible, table, covered, before, after, forward, backward)
 
-    rough = search(frames, WIDE_MARGIN, "medium", part(on_step, 0.0, 0.5))
-    without = _without_target(rough)
-    del rough
-    found = search(without, NARROW_MARGIN, "medium", part(on_step, 0.5, 1.0))
+    found = search(frames, WIDE_MARGIN, "medium", part(on_step, 0.0, 1 / passes))
+    if passes > 1:
+        found = search(_without_target(found), NARROW_MARGIN, "medium", part(on_step, 0.5, 1.0))
     for source in (*found.before, *found.after):
         # an address shifted along a seam can end up among hidden pixels
         _, share = table.sample(source.frame, source.position)

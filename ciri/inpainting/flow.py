@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ciri.errors import CiriError
 from ciri.flow.completion import membrane
 from ciri.flow.propagate import Addresses, Candidates, hand_over, propagate_pixels, weight_of
 from ciri.inpainting.base import BackboneFacts
@@ -32,14 +33,26 @@ RIM = 2
 
 
 class FlowBackbone:
-    """Copies hidden pixels along completed optical flow, and fills what no frame shows from the texture around it."""
+    """Copies hidden pixels along completed optical flow, and fills what no frame shows from the texture around it.
+
+    Args:
+        passes: 2 measures the flow once more on the clip without the target; 1 is faster and finds a little less.
+
+    Raises:
+        CiriError: another number of passes.
+    """
 
     name = "flow"
     facts = BackboneFacts()
 
+    def __init__(self, passes: int = 2) -> None:
+        if passes not in (1, 2):
+            raise CiriError(f"The flow backbone makes 1 or 2 passes; got {passes!r}.")
+        self.passes = passes
+
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`."""
-        candidates = propagate_pixels(frames, inactivation, on_step=part(on_step, 0.0, 0.7))
+        candidates = propagate_pixels(frames, inactivation, passes=self.passes, on_step=part(on_step, 0.0, 0.7))
         return classical_fill(candidates, on_step=part(on_step, 0.7, 1.0)).to(frames.device)
 
 

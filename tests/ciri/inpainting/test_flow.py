@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ciri.errors import CiriError
 from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.flow import FlowBackbone
@@ -155,3 +156,12 @@ def test_the_callback_stops_the_work_and_counts_up(scene):
 
     with pytest.raises(KeyboardInterrupt):
         FlowBackbone().inpaint(frames[:4], masks[:4], on_step=stop)
+
+
+def test_one_pass_is_enough_for_an_easy_scene_and_other_numbers_are_refused(scene):
+    clean, frames, masks = scene
+    hidden = (masks > 0.5).expand_as(frames)
+    error = {p: (FlowBackbone(p).inpaint(frames, masks) - clean)[hidden].abs().mean() for p in (1, 2)}
+    assert error[2] <= error[1] < 4 / 255
+    with pytest.raises(CiriError, match="1 or 2 passes"):
+        FlowBackbone(3)
