@@ -50,15 +50,33 @@ def remove(
             f"The inactivation masks have shape {tuple(inactivation.shape)}; expected {expected}, "
             "one mask of the frames' size for every frame."
         )
-    grown = grow_mask(inactivation, grow)
+    grown, alpha = soft_edges(inactivation, grow, feather)
     if not (grown > 0).any():
         return frames
-    alpha = feather_alpha((grown / SHOWN_WHOLE_FROM).clamp(max=1), feather)
     track = choose_window(alpha, backbone.facts) if crop else whole_frame(frames)
     filled = run_at_its_size(track.cut(frames), track.cut(grown), backbone, on_step)
     result = frames.clone()
     track.put(result, paste_back(track.cut(frames), filled, track.cut(alpha)))
     return result
+
+
+def soft_edges(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, Tensor]:
+    """Return the grown map and the alpha that the fill is shown with, both (T, 1, H, W).
+
+    Both are 0 beyond the reach of the map's positive pixels, so only the part around these is worked on.
+    """
+    grown, alpha = torch.zeros_like(inactivation), torch.zeros_like(inactivation)
+    anywhere = (inactivation > 0).any(0)[0]
+    rows, columns = (torch.nonzero(anywhere.any(axis)).flatten().tolist() for axis in (1, 0))
+    if rows:
+        reach = max(grow, 0) + feather + 1
+        box = (
+            slice(max(rows[0] - reach, 0), rows[-1] + reach + 1),
+            slice(max(columns[0] - reach, 0), columns[-1] + reach + 1),
+        )
+        grown[..., box[0], box[1]] = part = grow_mask(inactivation[..., box[0], box[1]], grow)
+        alpha[..., box[0], box[1]] = feather_alpha((part / SHOWN_WHOLE_FROM).clamp(max=1), feather)
+    return grown, alpha
 
 
 def choose_window(alpha: Tensor, facts: BackboneFacts) -> CropTrack:
