@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ciri.errors import CiriError
+from ciri.errors import CheckpointError, CiriError
 from ciri.propagation.base import Propagator
 
 
@@ -21,14 +21,24 @@ def _flow(**options: Any) -> Propagator:
 
 
 def _lite(**options: Any) -> Propagator:
-    from ciri.propagation.lite import build_lite
+    from ciri.propagation.lite import SHIPPED, build_lite
 
+    if options.get("weights") is None and not SHIPPED.exists():
+        raise CheckpointError(
+            "The propagator 'lite' has no trained weights in this version. Use 'flow', or give weights of your own "
+            "(--propagator-weights), made by: python -m ciri train propagator."
+        )
     return build_lite(**options)
 
 
 def _stcn(**options: Any) -> Propagator:
     from ciri.propagation.stcn import build_stcn
 
+    if options.get("weights") is None:
+        raise CheckpointError(
+            "The propagator 'stcn' needs a weight file, the stcn.pth that its authors published: give it with "
+            "--propagator-weights."
+        )
     return build_stcn(**options)
 
 

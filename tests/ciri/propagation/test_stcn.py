@@ -178,3 +178,8 @@ def test_auto_precision_follows_the_measurement(monkeypatch):
         monkeypatch.setattr(precision, "cpu_speedup_of_bfloat16", lambda _, s=speedup: s)
         assert choose_dtype("auto", cpu) == dtype
     assert choose_dtype("fp32", cpu) == torch.float32
+
+
+def test_without_a_weight_file_the_option_is_named():
+    with pytest.raises(CheckpointError, match=r"stcn\.pth.*--propagator-weights"):
+        registry.build("stcn", device="cpu")
