@@ -109,11 +109,21 @@ for _signature in (
         licence="MIT",
         trained_for="hard mask",
     ),
+    # the base variant has no refinement module
     Signature(
-        "siammask", "SiamMask", {"features.features.conv1.weight": (64, 3, 7, 7), "refine_model.v0.0.weight": None}
+        "siammask",
+        "SiamMask",
+        {"features.features.conv1.weight": (64, 3, 7, 7), "mask_model.mask.head.3.weight": (3969, 256, 1, 1)},
+        licence="MIT code; the weights carry no licence of their own",
     ),
     Signature("i3d", "I3D (RGB)", {"Conv3d_1a_7x7.conv3d.weight": (64, 3, 7, 7, 7), "logits.conv3d.weight": None}),
-    # VGG-16 has a pooling layer where VGG-19 has its fourth convolution of the third stage
-    Signature("vgg19", "VGG-19", {"features.0.weight": (64, 3, 3, 3), "features.16.weight": (256, 256, 3, 3)}),
+    # also cut after conv3_2; VGG-13 and VGG-16 have convolutions where VGG-19 pools
+    Signature(
+        "vgg19",
+        "VGG-19",
+        {"features.0.weight": (64, 3, 3, 3), "features.12.weight": (256, 256, 3, 3)},
+        absent=("features.15.weight", "features.17.weight"),
+        licence="BSD-3-Clause code (the weights' licence is not stated)",
+    ),
 ):
     register_signature(_signature)
