@@ -84,6 +84,11 @@ def _add_backbone(networks: Any) -> None:
     parser.add_argument("--length", type=int, default=20, help="frames of the clips that copies are sought in")
     parser.add_argument("--size", default="256x144", metavar="WxH", help="size of the clips (default 256x144)")
     parser.add_argument("--pool", type=int, default=2000, help="clips held for reuse (default 2000)")
+    parser.add_argument(
+        "--reuse", type=int, default=0, help="draw each clip so often before it is replaced (default 0)"
+    )
+    parser.add_argument("--channels", default="32,64,128,192", help="at 1/2, 1/4, 1/8 and 1/16 (default 32,64,128,192)")
+    parser.add_argument("--deep", type=int, default=4, help="residual blocks at 1/16 (default 4)")
     parser.add_argument("--rate", type=float, default=4e-4, help="learning rate (default 4e-4)")
     parser.add_argument("--pretraining", type=float, default=0.35, help="share of the plan before the curriculum")
     parser.add_argument("--adversarial-from", type=float, default=1.0, help="progress at which it starts (1: never)")
@@ -95,18 +100,24 @@ def _add_backbone(networks: Any) -> None:
 
 def _train_backbone(args: argparse.Namespace) -> None:
     from ciri.errors import TrainingError
+    from ciri.inpainting.lite_network import LiteConfig
     from ciri.training.backbone import Settings, train_backbone
 
     try:
         width, height = (int(side) for side in args.size.split("x"))
     except ValueError:
         raise TrainingError(f"--size {args.size!r}: expected WIDTHxHEIGHT, such as 256x144.") from None
+    try:
+        half, quarter, eighth, sixteenth = (int(count) for count in args.channels.split(","))
+    except ValueError:
+        raise TrainingError(f"--channels {args.channels!r}: expected four numbers, such as 32,64,128,192.") from None
     same = ("data", "out", "variant", "minutes", "plan_minutes", "steps", "batch", "window", "length", "rate", "seed")
-    more = ("workers", "pool", "init", "pretraining", "adversarial_from", "look_every", "held_back")
+    more = ("workers", "pool", "reuse", "init", "pretraining", "adversarial_from", "look_every", "held_back")
     settings = Settings(
         device=str(shared.choose_device(args.device)),
         height=height,
         width=width,
+        config=LiteConfig(half=half, quarter=quarter, eighth=eighth, sixteenth=sixteenth, deep=args.deep),
         **{name: getattr(args, name) for name in (*same, *more)},
     )
     with shared.progress("training") as bar:

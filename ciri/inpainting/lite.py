@@ -17,7 +17,7 @@ from torch import Tensor
 from ciri.checkpoints import load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.inpainting.base import BackboneFacts
-from ciri.inpainting.lite_guidance import Candidates, Guidance, find_copies, guidance
+from ciri.inpainting.lite_guidance import Copies, Guidance, find_copies, guidance
 from ciri.inpainting.lite_network import MULTIPLE, LiteConfig, LiteNetwork
 from ciri.precision import choose_dtype
 from ciri.progress import OnStep, ignore, part
@@ -55,9 +55,9 @@ class LiteBackbone:
     @torch.no_grad()
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`."""
-        copies = find_copies(frames, inactivation, on_step=part(on_step, 0.0, 0.4))
+        copies = find_copies(frames, inactivation, on_step=part(on_step, 0.0, 0.6))
         result = torch.empty_like(frames)
-        steps = part(on_step, 0.4, 1.0)
+        steps = part(on_step, 0.6, 1.0)
         done = 0
         for window, shared in windows(len(frames)):
             filled = self._fill(copies, inactivation, window)
@@ -70,9 +70,9 @@ class LiteBackbone:
             steps(done, len(frames))
         return result
 
-    def _fill(self, copies: Candidates, inactivation: Tensor, window: range) -> Tensor:
+    def _fill(self, copies: Copies, inactivation: Tensor, window: range) -> Tensor:
         """Run the network on one window; returns (t, 3, h, w) in [0, 1] on the device of the clip."""
-        frames = copies.frames[window.start : window.stop]
+        frames = copies.candidates.frames[window.start : window.stop]
         mask = inactivation[window.start : window.stop]
         guide = guidance(copies, window).to(self.device)
         batched = Guidance(*(getattr(guide, name)[None] for name in guide.__dataclass_fields__))

@@ -184,7 +184,7 @@ class LiteNetwork(nn.Module):
         with torch.no_grad():
             # starts as the classical base; logits of base, before and after, then the residual, four pixels each
             self.out.bias.zero_()  # type: ignore[union-attr]
-            self.out.bias[:4] = 3.0  # type: ignore[index]
+            self.out.bias[:4] = 4.0  # type: ignore[index]
 
     def encode(self, frames: Tensor) -> list[Tensor]:
         """Features (n, c, h/2^k, w/2^k) of frames (n, 3, h, w) in [0, 1] before inactivation, fine to coarse."""

@@ -62,6 +62,7 @@ class Settings:
         adversarial_from: progress after which the discriminator joins (1 = never).
         workers: processes that make samples; 0 = none, reproducible to the bit.
         pool: samples held for reuse.
+        reuse: how often each is drawn before workers replace it, where they are quicker than the training.
         init: exported weights to begin with.
     """
 
@@ -82,6 +83,7 @@ class Settings:
     adversarial_from: float = 1.0
     workers: int = 0
     pool: int = 512
+    reuse: int = 0
     seed: int = 1
     init: Path | None = None
     config: LiteConfig = field(default_factory=LiteConfig)
@@ -313,7 +315,9 @@ def train_backbone(
     else:
         # numbers far apart, so that a continued run does not see the first samples again
         stream = SampleStream(settings.data, size, settings.length, seed=settings.seed, start=start * 100)
-    pool = SamplePool(stream, workers=settings.workers, capacity=settings.pool, device=settings.device)
+    pool = SamplePool(
+        stream, workers=settings.workers, capacity=settings.pool, device=settings.device, reuse=settings.reuse
+    )
     held = held_back_batches(settings)
     say(f"{len(held)} held-back clips; copying alone: {_copied(trainer.validate(held))}")
     pool.wait(min(settings.pool, 3 * settings.batch) if settings.workers else 1)

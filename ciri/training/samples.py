@@ -191,10 +191,14 @@ class SamplePool:
         workers: processes; 0 makes samples in this one, one for every batch, reproducibly.
         capacity: samples held; the oldest leave first.
         device: where they are held.
+        reuse: once the pool is full, workers wait until each sample was drawn so often on average (0: never wait).
     """
 
-    def __init__(self, stream: SampleStream, *, workers: int, capacity: int, device: torch.device | str) -> None:
-        self.capacity, self.device = capacity, device
+    def __init__(
+        self, stream: SampleStream, *, workers: int, capacity: int, device: torch.device | str, reuse: int = 0
+    ) -> None:
+        self.capacity, self.device, self.reuse = capacity, device, reuse
+        self.drawn = 0
         self.samples: deque[Sample] = deque(maxlen=capacity)
         self.made = 0
         self._error: BaseException | None = None
@@ -213,6 +217,8 @@ class SamplePool:
     def _receive(self, loader: DataLoader[Sample]) -> None:
         try:
             for sample in loader:
+                with self._arrived:
+                    self._arrived.wait_for(self._wanted)
                 if self._closed:
                     return
                 self._add(sample.to(self.device))
@@ -220,6 +226,10 @@ class SamplePool:
             with self._arrived:
                 self._error = error
                 self._arrived.notify_all()
+
+    def _wanted(self) -> bool:
+        full = self.made >= self.capacity
+        return self._closed or not full or self.drawn >= self.reuse * self.made
 
     def _add(self, sample: Sample) -> None:
         with self._arrived:
@@ -248,6 +258,8 @@ class SamplePool:
             self.wait(self.made + 1)
         with self._arrived:
             pool = list(self.samples)
+            self.drawn += batch
+            self._arrived.notify_all()
         groups = [[s for s in pool if s.predicted == kind] for kind in (False, True)]
         chosen = []
         for _ in range(batch):
@@ -260,4 +272,6 @@ class SamplePool:
 
     def close(self) -> None:
         """Stop taking samples in."""
-        self._closed = True
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify_all()

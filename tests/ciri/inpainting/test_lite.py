@@ -51,7 +51,7 @@ def test_a_new_network_returns_nearly_the_copied_clip():
     _, frames, mask = pan()
     guide = guide_of(frames, mask)
     out = LiteNetwork(SMALL)(frames[None], guide, mask[None])
-    share = torch.softmax(torch.tensor([3.0, 0.0, 0.0]), 0)
+    share = torch.softmax(torch.tensor([4.0, 0.0, 0.0]), 0)
     expected = share[0] * guide.base + share[1] * guide.before + share[2] * guide.after
     assert torch.allclose(out, expected, atol=1e-5)
 

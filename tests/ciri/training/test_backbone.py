@@ -114,3 +114,20 @@ def test_a_mirrored_window_mirrors_the_flow(data):
 def test_an_unknown_variant_is_refused(data, tmp_path):
     with pytest.raises(TrainingError, match="no-curriculum"):
         train_backbone(settings(data, tmp_path, variant="magic"))
+
+
+def test_a_full_pool_waits_until_its_samples_were_used(data):
+    """Two held, each to be drawn three times: a third is only taken in after six draws."""
+    stream = SampleStream(data, (32, 48), 4, seed=1)
+    pool = SamplePool(stream, workers=1, capacity=2, device="cpu", reuse=3)
+    try:
+        pool.wait(2)
+        random = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            pool.draw(2, 4, random, 0.5)
+            assert pool.made == 2
+        pool.draw(2, 4, random, 0.5)
+        pool.wait(3)
+        assert len(pool.samples) == 2
+    finally:
+        pool.close()
