@@ -1,0 +1,98 @@
+"""The contextual loss and VGG-19's features against values made with float64 loops and the published layout."""
+
+import functools
+
+import pytest
+import torch
+
+from ciri.refinement.contextual import contextual_loss, contextual_similarity
+from ciri.refinement.vgg import VGG19Features
+from tests.parity.fixtures import documents, find
+from tests.parity.seeded_weights import seeded_state_dict
+
+#: Stated with the fixtures: relative, for A to D; of values and of gradients, for E and F.
+VALUES, WHOLE_VALUES, WHOLE_GRADIENTS = 1e-4, 1e-3, 1e-2
+
+FIXTURES = {name[0]: find("contextual_loss", tensors=[name]) for name in ("A.in.x", "B.in.x", "C.in.col_weights")}
+TAPS = find("contextual_loss", tensors=["D.in.rgb_u8"])
+KEYS = [d for d in documents("contextual_loss") if "keys" in d]
+
+
+def rows_of(maps):
+    """(b, c, h, w) as vectors (b, h w, c)."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=2)
+def network_of(seed, gain, after_relu=True):
+    network = VGG19Features(after_relu=after_relu)
+    network.load_state_dict(seeded_state_dict(network.state_dict(), seed, gain))
+    return network.requires_grad_(False)
+
+
+def close(got, expected, share):
+    assert float((got - expected).abs().max()) <= share * float(expected.abs().max())
+
+
+def test_there_are_fixtures():
+    assert all(FIXTURES.values()) and TAPS
+
+
+@pytest.mark.parametrize("fixture", FIXTURES["A"], ids=str)
+def test_a_batch_is_compared_sample_by_sample(fixture):
+    x, y = rows_of(fixture["A.in.x"]), rows_of(fixture["A.in.y"])
+    close(contextual_similarity(x, y), fixture["A.out.cx_per_sample_mean_h0.5"], VALUES)
+
+
+@pytest.mark.parametrize("fixture", FIXTURES["B"], ids=str)
+def test_both_orders_at_every_bandwidth(fixture):
+    x, y = rows_of(fixture["B.in.x"])[0], rows_of(fixture["B.in.y"])[0]
+    bandwidths = fixture["B.in.h"].tolist()
+    rows = torch.stack([contextual_similarity(x, y, bandwidth=h) for h in bandwidths])
+    columns = torch.stack([contextual_similarity(y, x, bandwidth=h) for h in bandwidths])
+    close(rows, fixture["B.out.cx_x_rows_y_cols"], VALUES)
+    close(columns, fixture["B.out.cx_y_rows_x_cols"], VALUES)
+
+
+@pytest.mark.parametrize(("order", "name"), [("prediction rows", "x_rows"), ("template rows", "x_cols")])
+@pytest.mark.parametrize("fixture", FIXTURES["B"], ids=str)
+def test_losses_and_their_gradients(fixture, order, name):
+    maps = fixture["B.in.x"].requires_grad_()
+    loss = contextual_loss(rows_of(maps)[0], rows_of(fixture["B.in.y"])[0], order=order)
+    (gradient,) = torch.autograd.grad(loss, maps)
+    close(loss.detach(), fixture[f"B.out.loss_{name}_h0.5"], VALUES)
+    close(gradient, fixture[f"B.out.dloss_dx_{name}_h0.5"], VALUES)
+
+
+@pytest.mark.parametrize("fixture", FIXTURES["B"], ids=str)
+def test_the_symmetric_loss_is_half_the_sum(fixture):
+    x, y = rows_of(fixture["B.in.x"])[0], rows_of(fixture["B.in.y"])[0]
+    both = (fixture["B.out.loss_x_rows_h0.5"] + fixture["B.out.loss_x_cols_h0.5"]) / 2
+    close(contextual_loss(x, y), both, VALUES)
+
+
+@pytest.mark.parametrize("fixture", FIXTURES["C"], ids=str)
+def test_weights(fixture):
+    x, y = rows_of(fixture["B.in.x"])[0], rows_of(fixture["B.in.y"])[0]
+    rows, columns = fixture["C.in.row_weights"], fixture["C.in.col_weights"].requires_grad_()
+    similarity = contextual_similarity(x, y, row_weights=rows, column_weights=columns)
+    (gradient,) = torch.autograd.grad(-similarity.log(), columns)
+    close(similarity.detach(), fixture["C.out.cx_weighted_h0.5"], VALUES)
+    close(gradient, fixture["C.out.dloss_dcol_weights"], VALUES)
+    binary = (columns.detach() > 0.5).float()
+    weighted, subset = contextual_similarity(x, y, column_weights=binary), contextual_similarity(x, y[binary > 0])
+    for got in (weighted, subset):
+        close(got, fixture["C.out.cx_binary_weights_equals_subset"], VALUES)
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=["vgg19"] * len(KEYS))
+def test_the_state_dict_is_the_published_one(keys):
+    mine = {key: list(value.shape) for key, value in VGG19Features().state_dict().items()}
+    assert mine == {key: entry["shape"] for key, entry in keys["keys"].items()}
+
+
+@pytest.mark.parametrize("tap", ["post", "pre"])
+@pytest.mark.parametrize("fixture", TAPS, ids=str)
+def test_features_after_and_before_the_activation(fixture, tap):
+    network = network_of(fixture.meta["seed"], fixture.meta["gain"], tap == "post")
+    close(network(fixture["D.in.rgb_u8"] / 255)[:, ::4], fixture[f"D.out.conv3_2_{tap}_relu_c::4"], VALUES)
