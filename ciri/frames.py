@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -134,21 +135,43 @@ def check_key_frames(key_frames: Sequence[int], masks: int, frames: int) -> list
 # --------------------------------------------------------------------------------------------- padding
 
 
-def pad_to_multiple(x: Tensor, multiple: int | tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Replicate-pad (..., H, W) at the bottom and the right to multiples (one, or one each); return it and (H, W)."""
+class Multiple(NamedTuple):
+    """What the sides of a picture have to be multiples of, and what is shown in the rows and columns that are added.
+
+    Attributes:
+        rows, columns: the multiples.
+        mirrored: the picture mirrored at its edge, edge row included; otherwise the edge is repeated.
+    """
+
+    rows: int
+    columns: int
+    mirrored: bool = False
+
+
+def pad_to_multiple(x: Tensor, multiple: int | tuple[int, int] | Multiple) -> tuple[Tensor, tuple[int, int]]:
+    """Pad (..., H, W) at the bottom and the right to multiples (one, or one each); return it and (H, W)."""
     h, w = x.shape[-2:]
     rows, columns = as_pair(multiple)
     pad_h, pad_w = -h % rows, -w % columns
     if not (pad_h or pad_w):
         return x, (h, w)
+    if isinstance(multiple, Multiple) and multiple.mirrored:
+        down, right = _mirrored(h, h + pad_h).to(x.device), _mirrored(w, w + pad_w).to(x.device)
+        return x.index_select(-2, down).index_select(-1, right), (h, w)
     # replicate, not reflect: reflection needs the padding to be smaller than the image
     flat = x.reshape(-1, 1, h, w)
     return F.pad(flat, (0, pad_w, 0, pad_h), mode="replicate").reshape(*x.shape[:-2], h + pad_h, w + pad_w), (h, w)
 
 
-def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def _mirrored(size: int, wanted: int) -> Tensor:
+    """0, 1, ..., size - 1, size - 1, ..., 1, 0, 0, 1, ...: so many indices, for pictures of any size."""
+    there = torch.arange(size)
+    return torch.cat([there, there.flip(0)]).repeat(-(-wanted // (2 * size)))[:wanted]
+
+
+def as_pair(value: int | tuple[int, int] | Multiple) -> tuple[int, int]:
     """One number for both height and width, or one for each."""
-    return (value, value) if isinstance(value, int) else value
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def unpad(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ciri.frames import Multiple
 from ciri.progress import OnStep, ignore
 
 
@@ -20,14 +21,14 @@ class BackboneFacts:
 
     Attributes:
         needs_divisible_by: height and width are padded to a multiple of this before the call; a pair where the two
-            differ.
+            differ, a :class:`ciri.frames.Multiple` where the padding has to be mirrored.
         fixed_size: (height, width) where the network works at one size only, else None.
         least_window: (height, width) of the smallest crop that shows the backbone enough of the scene.
         trained_for: "hard mask", "inactivation" or "" (nothing was trained).
         licence: licence of the weights, for the person who uses them.
     """
 
-    needs_divisible_by: int | tuple[int, int] = 1
+    needs_divisible_by: int | tuple[int, int] | Multiple = 1
     fixed_size: tuple[int, int] | None = None
     least_window: tuple[int, int] = (128, 128)
     trained_for: str = ""

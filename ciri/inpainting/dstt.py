@@ -20,6 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ciri.frames import Multiple
 from ciri.inpainting.attention import TokenAttention
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blocks import NARROW_HIERARCHY, Decoder, hierarchy_layers, merge_levels, run, stem_layers
@@ -34,7 +35,11 @@ class DSTT(WindowNetwork):
 
     name = "dstt"
     facts = BackboneFacts(
-        needs_divisible_by=24, least_window=(240, 432), trained_for="hard mask", licence="none given by its authors"
+        # the released program knows one size, which fits
+        needs_divisible_by=Multiple(24, 24, mirrored=True),
+        least_window=(240, 432),
+        trained_for="hard mask",
+        licence="none given by its authors",
     )
 
     def __init__(self) -> None:

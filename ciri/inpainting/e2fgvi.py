@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciri.errors import CheckpointError
+from ciri.frames import Multiple
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blocks import Decoder, HierarchicalEncoder
 from ciri.inpainting.e2fgvi_propagation import BidirectionalPropagation
@@ -133,11 +134,14 @@ class E2FGVI(WindowNetwork):
 
 
 class E2FGVIHQ(E2FGVI):
-    """The released network for any size that is a multiple of 60 x 108."""
+    """The released network for any size that is a multiple of 60 x 108; the released program mirrors other sizes."""
 
     name = "e2fgvi_hq"
     facts = BackboneFacts(
-        needs_divisible_by=(60, 108), least_window=(240, 432), trained_for="hard mask", licence=LICENCE
+        needs_divisible_by=Multiple(60, 108, mirrored=True),
+        least_window=(240, 432),
+        trained_for="hard mask",
+        licence=LICENCE,
     )
 
     def soft_composition(self) -> SoftComposition:

@@ -100,6 +100,24 @@ def test_padding_is_undone_exactly(h, w, multiple):
     assert torch.equal(fr.unpad(padded, size), x)
 
 
+def test_mirrored_padding_is_the_flip_appended_and_cropped():
+    x = clip(h=61, w=200)
+    padded, size = fr.pad_to_multiple(x, fr.Multiple(60, 108, mirrored=True))
+    below = torch.cat([x, x.flip(2)], 2)[:, :, :120]
+    assert size == (61, 200) and torch.equal(padded, torch.cat([below, below.flip(3)], 3)[..., :216])
+
+
+@given(h=st.integers(1, 40), w=st.integers(1, 40))
+def test_mirrored_padding_of_any_size_has_no_seam(h, w):
+    # pixels that are neighbours after padding were neighbours, or one and the same, before
+    x = (torch.arange(h)[:, None] * 1000 + torch.arange(w)).float()[None, None]
+    padded, size = fr.pad_to_multiple(x, fr.Multiple(24, 36, mirrored=True))
+    assert padded.shape[-2] % 24 == 0 and padded.shape[-1] % 36 == 0
+    assert torch.equal(fr.unpad(padded, size), x)
+    assert padded.diff(dim=-2).abs().unique().tolist() in ([0.0], [0.0, 1000.0], [1000.0])
+    assert padded.diff(dim=-1).abs().unique().tolist() in ([0.0], [0.0, 1.0], [1.0])
+
+
 def test_height_and_width_may_need_different_multiples():
     padded, size = fr.pad_to_multiple(clip(h=61, w=108), (60, 108))
     assert padded.shape[-2:] == (120, 108) and size == (61, 108)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ciri.frames import pad_to_multiple
 from ciri.inpainting.deform import modulated_deform_conv
 from ciri.inpainting.discriminator import Discriminator
 from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ
@@ -160,6 +161,16 @@ def masked_clip(fixture):
     x = images(fixture["frames"]) * (1 - torch.from_numpy(holes).float())[:, :, None]
     x = torch.cat([x, x.flip(3)], 3)[..., : meta["padded_H"], :]
     return torch.cat([x, x.flip(4)], 4)[..., : meta["padded_W"]]
+
+
+@pytest.mark.parametrize("fixture", find("e2fgvi", has=["padded_H", "masks_packed"], variant="hq"), ids=str)
+def test_sizes_that_do_not_fit_are_padded_as_published(fixture):
+    frames = (images(fixture["frames"])[0] + 1) / 2
+    holes = np.unpackbits(fixture["masks_packed"].numpy(), axis=-1, count=fixture.meta["W"])
+    maps = torch.from_numpy(holes).float()[0, :, None]
+    multiple = E2FGVIHQ.facts.needs_divisible_by
+    padded, padded_maps = (pad_to_multiple(x, multiple)[0] for x in (frames, maps))
+    torch.testing.assert_close((2 * padded - 1) * (1 - padded_maps), masked_clip(fixture)[0], rtol=0, atol=1e-6)
 
 
 def observe(network, module, kept):

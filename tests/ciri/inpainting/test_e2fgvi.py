@@ -6,6 +6,7 @@ import torch
 from benchmarks import plain_e2fgvi as plain
 from ciri.checkpoints import write_safetensors
 from ciri.errors import CheckpointError, ClipError
+from ciri.frames import as_pair
 from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ
 from ciri.inpainting.load import load_backbone
 from tests.parity.seeded_weights import seeded_state_dict
@@ -127,7 +128,7 @@ def test_files_of_both_variants_load_and_others_do_not(tmp_path, network):
 def test_the_base_variant_is_bound_to_its_size():
     facts = E2FGVI.facts
     assert facts.fixed_size == (240, 432) and "non-commercial" in facts.licence
-    assert E2FGVIHQ.facts.fixed_size is None and E2FGVIHQ.facts.needs_divisible_by == (60, 108)
+    assert E2FGVIHQ.facts.fixed_size is None and as_pair(E2FGVIHQ.facts.needs_divisible_by) == (60, 108)
 
 
 def test_sizes_that_do_not_fit_are_refused_in_words(network):

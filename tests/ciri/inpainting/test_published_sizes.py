@@ -115,3 +115,24 @@ def test_an_interrupt_in_mid_window_changes_nothing(backbone):
 def test_a_network_of_one_size_takes_any_clip():
     frames, masks = clip(1, 37, 53)
     check(frames, masks, prepared(FuseFormer))
+
+
+def test_e2fgvi_hq_sees_what_its_released_program_shows_it(monkeypatch):
+    """Masked frames, with their flip appended below and at the right, cropped to multiples of 60 x 108."""
+    frames, masks = clip(2, 61, 150)
+    masks[:, :, 50:] = 1
+    backbone = WindowBackbone(E2FGVIHQ(), published=True)
+    seen = []
+
+    def encode(x):
+        seen.append(x)
+        return {"out": torch.zeros(len(x), 1, 1, 1)}
+
+    monkeypatch.setattr(backbone.network, "encode", encode)
+    monkeypatch.setattr(backbone, "_flows", lambda *_: None)
+    monkeypatch.setattr(backbone.network, "decode_window", lambda f, n, _: torch.zeros(1, n, 3, 120, 216))
+    remove(frames, masks, backbone, grow=0, crop=False)
+    expected = (frames * 2 - 1) * (1 - masks)
+    expected = torch.cat([expected, expected.flip(2)], 2)[:, :, :120]
+    expected = torch.cat([expected, expected.flip(3)], 3)[..., :216]
+    assert torch.equal(torch.cat(seen), expected)
