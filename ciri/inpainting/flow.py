@@ -18,6 +18,7 @@ from ciri.flow.completion import membrane
 from ciri.flow.propagate import Addresses, Candidates, hand_over, propagate_pixels, weight_of
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.seam import correction
+from ciri.inpainting.segments import FEWEST, fill_in_segments
 from ciri.inpainting.texture import synthesise
 from ciri.parallel import helper
 from ciri.progress import OnStep, ignore, part
@@ -30,6 +31,10 @@ OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -
 
 #: Known pixels around the covered ones that are worked on with them.
 RIM = 2
+#: What a clip takes besides itself and the result, in bytes for each pixel of each frame (measured).
+BYTES_PER_PIXEL = 110
+#: Memory in bytes beyond which a clip is worked on in segments.
+MEMORY = 8 * 2**30
 
 
 class FlowBackbone:
@@ -37,6 +42,8 @@ class FlowBackbone:
 
     Args:
         passes: 2 measures the flow once more on the clip without the target; 1 is faster and finds a little less.
+        memory: bytes that may be used besides the clip and the result. A clip that would need more is worked on in
+            segments: what is hidden can then only be found some segments' length away.
 
     Raises:
         CiriError: another number of passes.
@@ -45,15 +52,20 @@ class FlowBackbone:
     name = "flow"
     facts = BackboneFacts()
 
-    def __init__(self, passes: int = 2) -> None:
+    def __init__(self, passes: int = 2, memory: int = MEMORY) -> None:
         if passes not in (1, 2):
             raise CiriError(f"The flow backbone makes 1 or 2 passes; got {passes!r}.")
-        self.passes = passes
+        self.passes, self.memory = passes, memory
 
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`."""
+        most = max(FEWEST, self.memory // (BYTES_PER_PIXEL * frames.shape[2] * frames.shape[3]))
+        filled = fill_in_segments(self._fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
+        return filled.to(frames.device)
+
+    def _fill(self, frames: Tensor, inactivation: Tensor, on_step: OnStep) -> Tensor:
         candidates = propagate_pixels(frames, inactivation, passes=self.passes, on_step=part(on_step, 0.0, 0.7))
-        return classical_fill(candidates, on_step=part(on_step, 0.7, 1.0)).to(frames.device)
+        return classical_fill(candidates, on_step=part(on_step, 0.7, 1.0))
 
 
 def classical_fill(candidates: Candidates, *, on_step: OnStep = ignore) -> Tensor:
