@@ -1,7 +1,8 @@
 """Synthesis of training clips with a known answer (paper 4.1): an object over a clip that does not contain it.
 
-The background is a real clip, or a still image under a synthetic camera; the object is a moving cut-out, a still
-cut-out that is moved, or a random shape that shows another picture. Now and then a second object is pasted *below*,
+The background is a real clip, or a still image under a synthetic camera; the object is one that is annotated in
+another clip (DAVIS, YouTube-VOS, OVIS), a moving cut-out, a still cut-out that is moved, or a random shape that shows
+another picture. Now and then a second object is pasted *below*,
 as a part of the answer: moving things behind the target are where copying goes wrong.
 """
 
@@ -22,6 +23,12 @@ from ciri.training.masks import Rng, random_blob, smooth_path
 OPAQUE = 0.02
 #: No object covers more of the frame than this; larger ones are made smaller (paper 4.1).
 LARGEST_SHARE = 0.5
+#: Objects of annotated clips are left out if they cover less of the frame, or are seen in fewer frames (paper 4.1).
+SMALLEST_SHARE, LEAST_SEEN = 0.005, 0.5
+#: How many objects are sought in annotated clips before another kind is taken.
+TRIES = 5
+#: Frames are shrunk on reading to this many times the wanted size: film at 720p would fill the memory.
+SPARE_SIZE = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,9 @@ class CompositeMaker:
         if not (library.clips or library.stills):
             raise TrainingError("There is no readable clip or still image to paste objects over.")
         self.library, self.size, self.length = library, size, length
-        self._clip = lru_cache(maxsize=48)(lambda clip: clip.frames(limit=120))
+        self._annotated = [clip for clip in library.clips if clip.labels is not None]
+        # clips of a large library come back so rarely that keeping many is a waste
+        self._clip = lru_cache(maxsize=48 if len(library.clips) < 500 else 4)(self._read)
         self._cutout = lru_cache(maxsize=256)(lambda cutout: cutout.images())
 
     def make(self, rng: Rng) -> Composite:
@@ -68,7 +77,8 @@ class CompositeMaker:
                     clean, _ = self.paste(clean, rng)
                 frames, mask = self.paste(clean, rng)
             except TrainingError as error:
-                self.library.skipped.append(str(error))
+                if str(error) not in self.library.skipped:
+                    self.library.skipped.append(str(error))
                 continue
             if mask.any():
                 return Composite(frames, clean, mask)
@@ -98,6 +108,10 @@ class CompositeMaker:
         start = int(rng.integers(max(1, len(order) - self.length + 1)))
         there_and_back = np.concatenate([order[start:], order[start:][-2:0:-1]]) if len(order) > 1 else order
         return frames[np.resize(there_and_back, self.length)]
+
+    def _read(self, clip: Clip) -> np.ndarray:
+        frames = clip.frames(limit=120)
+        return _shrink(frames, self.size, cv2.INTER_AREA) if clip.source.is_dir() else frames
 
     def _view(self, source: np.ndarray, rng: Rng, *, moving: bool) -> np.ndarray:
         """Cut a crop of the wanted size out of each frame, at one scale, along a smooth path if the camera moves."""
@@ -133,8 +147,8 @@ class CompositeMaker:
 
     def paste(self, clean: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         """Paste one moving object over uint8 (T, H, W, 3); return the frames and the object's bool (T, H, W) mask."""
-        images = self._object(rng)
-        moves = self._object_path(images.shape[1:3], rng)
+        images, fill = self._object(rng)
+        moves = self._object_path(images.shape[1:3], fill, rng)
         frames, masks = clean.copy(), np.zeros(clean.shape[:3], bool)
         h, w = self.size
         for t, move in enumerate(moves):
@@ -147,22 +161,49 @@ class CompositeMaker:
             masks[t] = alpha[..., 0] > OPAQUE
         return frames, masks
 
-    def _object(self, rng: Rng) -> np.ndarray:
-        """Return premultiplied float32 (n, h, w, 4) in [0, 1]."""
-        moving = [c for c in self.library.cutouts if len(c.files) > 1]
-        still = [c for c in self.library.cutouts if len(c.files) == 1]
-        draw = rng.random()
-        if moving and draw < 0.35:
-            images = self._cutout(moving[rng.integers(len(moving))])
-        elif still and draw < 0.8:
-            images = self._cutout(still[rng.integers(len(still))])
-        else:
-            images = self._textured_blob(rng)
+    def _object(self, rng: Rng) -> tuple[np.ndarray, float]:
+        """Return premultiplied float32 (n, h, w, 4) in [0, 1], and about which share of the images it covers."""
+        images = self._annotated_object(rng) if self._annotated and rng.random() < 0.7 else None
+        fill = 0.5 if images is None else max(0.15, float(images[..., 3].mean() / 255))
+        if images is None:
+            images = self._cut_out(rng)
         rgba = images.astype(np.float32) / 255
         if rng.random() < 0.5:
             rgba = rgba[:, :, ::-1]
         rgb = np.clip((rgba[..., :3] - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.1, 0.1), 0, 1)
-        return np.concatenate([rgb * rgba[..., 3:], rgba[..., 3:]], -1).astype(np.float32)
+        return np.concatenate([rgb * rgba[..., 3:], rgba[..., 3:]], -1).astype(np.float32), fill
+
+    def _annotated_object(self, rng: Rng) -> np.ndarray | None:
+        """Cut a stretch of an annotated object out of its clip, RGBA; None if none is found soon."""
+        for _ in range(TRIES):
+            clip = self._annotated[rng.integers(len(self._annotated))]
+            try:
+                files = clip.annotated_files()
+                start = int(rng.integers(max(1, len(files) - self.length + 1)))
+                found = clip.annotated(files[start : start + self.length])
+            except TrainingError as error:
+                if str(error) not in self.library.skipped:
+                    self.library.skipped.append(str(error))
+                continue
+            images, labels = (
+                _shrink(found[0], self.size, cv2.INTER_AREA),
+                _shrink(found[1], self.size, cv2.INTER_NEAREST),
+            )
+            numbers = [n for n in range(1, int(labels.max()) + 1) if is_worth_it(labels == n)]
+            if numbers:
+                return cut_out(images, labels == numbers[rng.integers(len(numbers))])
+        return None
+
+    def _cut_out(self, rng: Rng) -> np.ndarray:
+        """An object of the library, or a random shape, RGBA."""
+        moving = [c for c in self.library.cutouts if len(c.files) > 1]
+        still = [c for c in self.library.cutouts if len(c.files) == 1]
+        draw = rng.random()
+        if moving and draw < 0.35:
+            return self._cutout(moving[rng.integers(len(moving))])
+        if still and draw < 0.8:
+            return self._cutout(still[rng.integers(len(still))])
+        return self._textured_blob(rng)
 
     def _textured_blob(self, rng: Rng) -> np.ndarray:
         side = 160
@@ -173,11 +214,11 @@ class CompositeMaker:
             picture = self._clip(self.library.clips[rng.integers(len(self.library.clips))])[0]
         return np.dstack([cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), blob])[None]
 
-    def _object_path(self, shape: tuple[int, ...], rng: Rng) -> list[np.ndarray]:
+    def _object_path(self, shape: tuple[int, ...], fill: float, rng: Rng) -> list[np.ndarray]:
         """Return the object's placement, a 2 x 3 matrix per frame from object to frame pixels."""
         h, w = self.size
         area = min(LARGEST_SHARE, float(np.exp(rng.uniform(np.log(0.012), np.log(0.3)))))
-        scale = np.sqrt(area * h * w / (0.5 * shape[0] * shape[1]))
+        scale = np.sqrt(area * h * w / (fill * shape[0] * shape[1]))
         stretch = float(np.exp(rng.normal(0, 0.15)))
         # from standing still (what is behind it never shows) to crossing the frame
         travel = float(rng.choice([0.0, 0.04, 0.15, 0.4, 0.9])) * rng.uniform(0.5, 1.2)
@@ -188,6 +229,33 @@ class CompositeMaker:
         middle = (shape[1] / 2, shape[0] / 2)
         moves = [_similarity(middle, p, a, g) for p, a, g in zip(path, turn, grow, strict=True)]
         return [move @ np.array([[stretch, 0, 0], [0, 1 / stretch, 0], [0, 0, 1]]) for move in moves]
+
+
+def is_worth_it(mask: np.ndarray) -> bool:
+    """Whether an object, bool (T, H, W), is neither very small nor seen too briefly to be worth removing."""
+    areas = mask.mean((1, 2))
+    seen = areas > 0
+    return seen.mean() >= LEAST_SEEN and float(areas[seen].mean()) >= SMALLEST_SHARE
+
+
+def cut_out(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Cut uint8 (T, H, W, 3) along a mask, bool (T, H, W), to the box of all frames: uint8 (T, h, w, 4), RGBA.
+
+    One box for all frames keeps the object's own motion.
+    """
+    rows, columns = (np.nonzero(mask.any((0, axis)))[0] for axis in (2, 1))
+    box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return np.concatenate([images[box], mask[box][..., None] * np.uint8(255)], -1)
+
+
+def _shrink(images: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
+    """Shrink frames (T, H, W, ...) to what covers a few times the size; smaller ones stay as they are."""
+    height, width = images.shape[1:3]
+    scale = SPARE_SIZE * max(size[0] / height, size[1] / width)
+    if scale >= 1:
+        return images
+    small = (round(width * scale), round(height * scale))
+    return np.stack([cv2.resize(image, small, interpolation=how) for image in images])
 
 
 def _similarity(source: tuple[float, float], target: np.ndarray, angle: float, scale: float) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Data sets for training: background clips, still images, and objects to paste.
 
-Three layouts are recognised in a folder: this project's data pack (``video/``, ``images/``, ``objects/`` with
-manifests), DAVIS (``JPEGImages/480p``, ``Annotations/480p``) and YouTube-VOS (``train/JPEGImages``). An unreadable
-file is skipped and counted; it never ends a training.
+Four layouts are recognised in a folder: this project's data pack (``video/``, ``images/``, ``objects/`` with
+manifests), DAVIS (``JPEGImages/480p``, ``Annotations/480p``), YouTube-VOS (``train/JPEGImages``) and OVIS
+(``annotations*.json``). An unreadable file is skipped and counted; it never ends a training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -22,21 +22,29 @@ Item = TypeVar("Item")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
+class Annotations(Protocol):
+    """Object masks of a clip that are not image files."""
+
+    def numbers(self, name: str) -> np.ndarray | None:
+        """Object numbers uint8 (H, W), 0 = none, of the frame with that file name (without ending), if annotated."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clip:
-    """A background clip: a video file, or a folder of images with an optional folder of label masks beside it.
+    """A background clip: a video file, or a folder of images that may be annotated.
 
     Attributes:
         name: for messages.
         scene: clips of one scene never fall on both sides of a split.
         source: the video file or the folder.
-        labels: folder of label images (0 = background) named like the frames, if annotated.
+        labels: folder of label images (0 = background) named like the frames, or annotations from elsewhere.
     """
 
     name: str
     scene: str
     source: Path
-    labels: Path | None = None
+    labels: Path | Annotations | None = None
 
     def frames(self, limit: int | None = None) -> np.ndarray:
         """Return uint8 (T, H, W, 3), RGB; at most ``limit`` frames.
@@ -50,13 +58,49 @@ class Clip:
         return np.stack(found)
 
     def label_masks(self, limit: int | None = None) -> np.ndarray | None:
-        """Return uint8 (T', H, W) object numbers of the annotated frames, or None."""
+        """Return uint8 (T', H, W) object numbers of the annotated ones of the first frames, or None.
+
+        A number means the same object in all frames.
+
+        Raises:
+            TrainingError: annotations that cannot be decoded.
+        """
         if self.labels is None:
             return None
-        files = image_files(self.labels)[:limit]
-        # indexed PNG: OpenCV would turn the palette into colours, whose values still tell objects apart
-        masks = [cv2.imread(str(file), cv2.IMREAD_COLOR) for file in files]
-        return np.stack([_colours_to_labels(m) for m in masks if m is not None]) if masks else None
+        labels = [numbers for _, numbers in self._numbers(image_files(self.source)[:limit])]
+        return np.stack(labels) if labels else None
+
+    def annotated_files(self) -> list[Path]:
+        """The frames that are annotated, in order; nothing is read."""
+        files = image_files(self.source) if self.labels is not None else []
+        if not isinstance(self.labels, Path):
+            return files
+        names = {file.stem for file in image_files(self.labels)}
+        return [file for file in files if file.stem in names]
+
+    def annotated(self, files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """Return some of its annotated files: uint8 (T', H, W, 3), RGB, and their object numbers uint8 (T', H, W).
+
+        Raises:
+            TrainingError: there are none, a frame or its annotation cannot be read, or they differ in size.
+        """
+        pairs = [(read_still(file), numbers) for file, numbers in self._numbers(files)]
+        if not pairs or any({image.shape[:2], numbers.shape} != {pairs[0][1].shape} for image, numbers in pairs):
+            raise TrainingError(f"Clip {self.name} has no frames with annotations of the same size.")
+        return np.stack([image for image, _ in pairs]), np.stack([numbers for _, numbers in pairs])
+
+    def _numbers(self, files: Sequence[Path]) -> list[tuple[Path, np.ndarray]]:
+        """Object numbers of those of the frames that have readable annotations."""
+        if isinstance(self.labels, Path):
+            wanted = {file.stem: file for file in files}
+            # indexed PNG: OpenCV would turn the palette into colours, whose values still tell objects apart
+            read = [
+                (f.stem, cv2.imread(str(f), cv2.IMREAD_COLOR)) for f in image_files(self.labels) if f.stem in wanted
+            ]
+            found = {stem: image for stem, image in read if image is not None}
+            return [(wanted[stem], n) for stem, n in zip(found, _colours_to_labels(list(found.values())), strict=True)]
+        numbered = [(file, self.labels.numbers(file.stem)) for file in files] if self.labels else []
+        return [(file, numbers) for file, numbers in numbered if numbers is not None]
 
 
 @dataclass(frozen=True)
@@ -131,13 +175,19 @@ def open_library(root: Path | str) -> Library:
     root = Path(root)
     if not root.is_dir():
         raise TrainingError(f"The data folder {root} does not exist.")
-    for layout in (_open_pack, _open_davis, _open_youtube_vos):
+    from ciri.training.ovis import open_ovis
+
+    skipped: list[str] = []
+    for layout in (_open_pack, _open_davis, open_ovis, _open_youtube_vos):
         library = layout(root)
         if library.clips or library.stills:
             return library
+        skipped += library.skipped
     raise TrainingError(
-        f"{root} holds no training data. Expected this project's pack (video/manifest.json), DAVIS "
-        "(JPEGImages/480p/<clip>/*.jpg) or YouTube-VOS (train/JPEGImages/<clip>/*.jpg)."
+        f"{root} holds no training data"
+        + (f" ({len(skipped)} places were empty or unreadable; the first: {skipped[0].rstrip('.')})" if skipped else "")
+        + ". Expected this project's pack (video/manifest.json), DAVIS (JPEGImages/480p/<clip>/*.jpg), OVIS "
+        "(annotations_train.json and train/<clip>/*.jpg) or YouTube-VOS (train/JPEGImages/<clip>/*.jpg)."
     )
 
 
@@ -181,7 +231,10 @@ def _open_davis(root: Path) -> Library:
 
 def _open_youtube_vos(root: Path) -> Library:
     found = _clips_below(root, "train/JPEGImages", "train/Annotations")
-    return found if found.clips else _clips_below(root, "JPEGImages", "Annotations")
+    if found.clips:
+        return found
+    other = _clips_below(root, "JPEGImages", "Annotations")
+    return Library(other.clips, skipped=found.skipped + other.skipped)
 
 
 def _clips_below(root: Path, images: str, labels: str) -> Library:
@@ -247,9 +300,9 @@ def _read_folder(folder: Path, limit: int | None) -> list[np.ndarray]:
     return [read_still(file) for file in image_files(folder)[:limit]]
 
 
-def _colours_to_labels(image: np.ndarray) -> np.ndarray:
-    """Number the colours of an indexed mask; black is 0."""
-    code = image.astype(np.int64) @ np.array([1, 256, 65536])
-    values = np.unique(code)
-    order = np.concatenate([[0], values[values > 0]])
-    return np.searchsorted(order, code).astype(np.uint8)
+def _colours_to_labels(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Number the colours of a clip's indexed masks; black is 0."""
+    codes = [image.astype(np.int64) @ np.array([1, 256, 65536]) for image in images]
+    colours = sorted({int(value) for code in codes for value in np.unique(code)} - {0})
+    order = np.array([0, *colours])
+    return [np.searchsorted(order, code).astype(np.uint8) for code in codes]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ciri.errors import TrainingError
-from ciri.training.composites import LARGEST_SHARE, CompositeMaker
+from ciri.training.composites import LARGEST_SHARE, CompositeMaker, cut_out, is_worth_it
 from ciri.training.data import Library, open_library
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
@@ -48,3 +48,61 @@ def test_unreadable_files_are_passed_over(tmp_path):
         clip.source.write_bytes(b"")
     made = CompositeMaker(library, (32, 48), 4).make(np.random.default_rng(0))
     assert made.mask.any()
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    return open_library(pack.write_vos(tmp_path_factory.mktemp("vos")))
+
+
+def test_an_annotated_object_is_cut_out_with_its_motion(annotated):
+    clip = annotated.clips[0]
+    images, labels = clip.annotated(clip.annotated_files())
+    red = labels[0, 20, 10]
+    cut = cut_out(images, labels == red)
+    assert cut.shape == (6, 20, 20 + 3 * 5, 4)
+    for t, image in enumerate(cut):
+        inside = np.zeros(image.shape[:2], bool)
+        inside[:, 3 * t : 3 * t + 20] = True
+        assert ((image[..., 3] == 255) == inside).all() and (image[inside][:, :3] == (255, 0, 0)).all()
+
+
+def test_small_and_brief_objects_are_left_out():
+    mask = np.zeros((8, 40, 50), bool)
+    assert not is_worth_it(mask)
+    mask[:5, 10:20, 10:20] = True
+    assert is_worth_it(mask)
+    mask[3:] = False
+    assert not is_worth_it(mask)
+    mask[:, 10:20, 10:20] = False
+    mask[:, 10:13, 10:13] = True
+    assert not is_worth_it(mask)
+
+
+def test_composites_of_annotated_clips_show_their_objects(annotated):
+    maker = CompositeMaker(annotated, (48, 64), 6)
+    shown = 0
+    for seed in range(12):
+        made = maker.make(np.random.default_rng(seed))
+        assert made.mask.any() and (made.frames == made.clean)[~made.mask].mean() > 0.9
+        colours = made.frames[made.mask].astype(int)
+        red, blue = colours[:, 0] - colours[:, 2] > 120, colours[:, 2] - colours[:, 0] > 120
+        shown += max(red.mean(), blue.mean()) > 0.5
+    assert shown >= 4 and not annotated.skipped
+
+
+def test_a_torn_annotation_is_passed_over_and_counted_once(tmp_path):
+    library = open_library(pack.write_vos(tmp_path, clips=2))
+    for file in (tmp_path / "train/JPEGImages/clip1").iterdir():
+        file.write_bytes(b"torn")
+    maker = CompositeMaker(library, (48, 64), 6)
+    for seed in range(6):
+        assert maker.make(np.random.default_rng(seed)).mask.any()
+    assert len(library.skipped) == len(set(library.skipped)) >= 1
+
+
+def test_large_frames_are_shrunk_when_read(tmp_path):
+    library = open_library(pack.write_vos(tmp_path, clips=1, size=(96, 128)))
+    maker = CompositeMaker(library, (16, 24), 4)
+    assert maker._clip(library.clips[0]).shape == (6, 36, 48, 3)
+    assert maker.make(np.random.default_rng(0)).frames.shape == (4, 16, 24, 3)

@@ -76,6 +76,50 @@ def test_davis_and_youtube_vos_folders(tmp_path):
         assert labels is not None and labels.sum() == 2 * 20 and labels.max() == 1
 
 
+def write_vos(root, clips=2, frames=6, size=(48, 64)):
+    """A YouTube-VOS folder: noise, with a red square that moves and a blue one that appears half way."""
+    rng = np.random.default_rng(1)
+    for clip in range(clips):
+        noise = rng.integers(0, 255, (*size, 3), np.uint8)
+        for t in range(frames):
+            image, labels = noise.copy(), np.zeros((*size, 3), np.uint8)
+            image[10:30, 6 + 3 * t : 26 + 3 * t], labels[10:30, 6 + 3 * t : 26 + 3 * t] = (0, 0, 255), (0, 0, 128)
+            if t >= frames // 2:
+                image[34:46, 4:20], labels[34:46, 4:20] = (255, 0, 0), (0, 128, 0)
+            for part, picture in (("JPEGImages", image), ("Annotations", labels)):
+                folder = root / "train" / part / f"clip{clip}"
+                folder.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / f"{5 * t:05d}.png"), picture)
+    return root
+
+
+def test_an_object_keeps_its_number_when_others_come_and_go(tmp_path):
+    clip = open_library(write_vos(tmp_path)).clips[0]
+    labels = clip.label_masks()
+    red = labels[0, 20, 10]
+    assert [x[20, 10 + 3 * t] for t, x in enumerate(labels)] == [red] * 6
+    assert [set(np.unique(x)) for x in labels] == [{0, red}] * 3 + [{0, 1, 2}] * 3
+
+
+def test_annotated_frames_are_found_by_name(tmp_path):
+    clip = open_library(write_vos(tmp_path)).clips[0]
+    (tmp_path / "train/Annotations/clip0/00005.png").unlink()
+    (tmp_path / "train/Annotations/clip0/00015.png").write_bytes(b"torn")
+    files = clip.annotated_files()
+    assert [file.stem for file in files] == ["00000", "00010", "00015", "00020", "00025"]
+    frames, labels = clip.annotated(files[1:4])
+    assert len(frames) == len(labels) == 2
+    assert (frames[0, 20, 14] == (255, 0, 0)).all() and labels[0, 20, 14] and (labels[1] > 0).sum() == 400 + 192
+    with pytest.raises(TrainingError, match="no frames with annotations"):
+        clip.annotated(files[2:3])
+
+
+def test_empty_clip_folders_are_named(tmp_path):
+    (tmp_path / "train/JPEGImages/bear").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="1 places were empty or unreadable; the first: .*bear holds no image"):
+        open_library(tmp_path)
+
+
 def test_a_folder_without_data_says_what_was_expected(tmp_path):
     with pytest.raises(TrainingError, match=r"video/manifest\.json"):
         open_library(tmp_path)
