@@ -1,1 +1,1 @@
-"""Residue: what the removal left of the target, found and scored (paper section 3.3)."""
+"""Residue detection (paper 3.3): what of the target is still visible after it was removed."""

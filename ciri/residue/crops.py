@@ -1,0 +1,199 @@
+"""Where a residue detector looks: the target's boxes over a clip, the windows around them, and cutting them out.
+
+Windows are whole pixels and are data: only the pixel values are ever differentiated. The rules that the paper leaves
+open are those of the isotropic crop (a turning person changes the aspect of its box, which would distort template
+and search differently) and of boxes that do not shrink onto what the tracker happens to see.
+
+Dimensions: n crops, c channels, h w pixels of a frame, s pixels of a crop's side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciri.errors import MaskError
+from ciri.residue.base import Box
+
+#: Side of the template window over the box's longer side.
+TEMPLATE_FACTOR = 1.25
+#: Side of the search window over the box's longer side (the paper's 2w x 2h).
+SEARCH_FACTOR = 2.0
+#: No side of a box is shorter than this share of the median of the sides so far, nor than so many pixels.
+LEAST_OF_MEDIAN, LEAST_SIDE = 0.75, 16
+#: What is kept per frame of a box that the mask no longer fills: a lost limb stays in view, a receding target shrinks.
+KEPT_PER_FRAME = 0.95
+
+
+def target_box(mask: Tensor, threshold: float = 0.5) -> Box | None:
+    """Return the tight box of the pixels of a mask (1, H, W) or (H, W) above the threshold; None if there are none."""
+    hit = mask.reshape(mask.shape[-2:]) > threshold
+    rows, columns = (torch.nonzero(hit.any(axis)).flatten() for axis in (1, 0))
+    if not len(rows):
+        return None
+    x, y = int(columns[0]), int(rows[0])
+    return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
+
+
+def boxes_of_clip(masks: Tensor, first_mask: Tensor, first_index: int = 0) -> list[Box | None]:
+    """Return where to look for the target in every frame, from the annotated frame outwards.
+
+    Each box is that of the mask above 0.5, united with the box of the frame before, slightly shrunk and moved along
+    with the centre; no side is shorter than 0.75 x the median of the sides so far or 16 px. A frame whose mask is
+    empty gets the last box: an empty mask may be the tracker's mistake. Compute them once: boxes that follow a mask
+    while it is being refined can hide the very residue that they should show.
+
+    Args:
+        masks: (T, 1, H, W) in [0, 1].
+        first_mask: (1, H, W), the annotated mask, used for frame ``first_index``.
+        first_index: 0..T-1.
+
+    Returns:
+        T boxes; None where no target was seen in the annotated frame nor in any frame from there to this one.
+    """
+    count = len(masks)
+    boxes: list[Box | None] = [None] * count
+    first = target_box(first_mask)
+    boxes[first_index] = first
+    for order in (range(first_index + 1, count), range(first_index - 1, -1, -1)):
+        seen = kept = first
+        sides: list[tuple[int, int]] = [first[2:]] if first else []
+        for t in order:
+            now = target_box(masks[t])
+            if now is not None:
+                kept = _at_least(_united(now, seen, kept), sides)
+                seen = now
+                sides.append(now[2:])
+            boxes[t] = kept
+    return boxes
+
+
+def _united(now: Box, seen: Box | None, kept: Box | None) -> Box:
+    """The smallest box around the present one and the kept one, which moves as the seen one did."""
+    if seen is None or kept is None:
+        return now
+    shift = [b - a for a, b in zip(seen.centre, now.centre, strict=True)]
+    low, high = [], []
+    for axis in (0, 1):
+        half = KEPT_PER_FRAME * kept[2 + axis] / 2
+        centre = kept.centre[axis] + shift[axis]
+        low.append(min(now[axis], math.floor(centre - half + 0.5)))
+        high.append(max(now[axis] + now[2 + axis], math.floor(centre + half + 0.5)))
+    return Box(low[0], low[1], high[0] - low[0], high[1] - low[1])
+
+
+def _at_least(box: Box, sides: Sequence[tuple[int, int]]) -> Box:
+    """Widen a box that is too small, about its centre."""
+    least = [LEAST_SIDE, LEAST_SIDE]
+    if sides:
+        least = [max(LEAST_SIDE, math.ceil(LEAST_OF_MEDIAN * median(s[axis] for s in sides))) for axis in (0, 1)]
+    width, height = max(box.width, least[0]), max(box.height, least[1])
+    return Box(*_around(box, width, height))
+
+
+def _around(box: Box, width: int, height: int) -> Box:
+    """The window of that size about a box's centre."""
+    x = math.floor(box.x + box.width / 2 - width / 2 + 0.5)
+    y = math.floor(box.y + box.height / 2 - height / 2 + 0.5)
+    return Box(x, y, width, height)
+
+
+def window_around(box: Box, factor: float, *, isotropic: bool = True) -> Box:
+    """Return the window about a box, ``factor`` times its size.
+
+    Args:
+        isotropic: a square on the longer side; else the paper's f w x f h, which distorts when it is resized.
+    """
+    if isotropic:
+        side = max(1, round(factor * max(box.width, box.height)))
+        return _around(box, side, side)
+    return _around(box, max(1, round(factor * box.width)), max(1, round(factor * box.height)))
+
+
+def template_window(box: Box, *, isotropic: bool = True) -> Box:
+    """Where the target's template is cut out of the annotated frame (paper: the box itself)."""
+    return window_around(box, TEMPLATE_FACTOR if isotropic else 1.0, isotropic=isotropic)
+
+
+def search_window(box: Box, *, isotropic: bool = True) -> Box:
+    """Where residue is looked for: twice the box."""
+    return window_around(box, SEARCH_FACTOR, isotropic=isotropic)
+
+
+def crop(
+    frames: Tensor, windows: Sequence[Box], size: int | tuple[int, int], fill: Tensor, *, antialias: bool = False
+) -> Tensor:
+    """Cut a window out of each frame and resize it: bilinear, half-pixel centres, no antialiasing unless asked for.
+
+    Args:
+        frames: floating (N, C, H, W); gradients flow to them.
+        windows: N windows.
+        size: side of the crops, or (height, width), in pixels.
+        fill: (C,) colour of what is outside the frame.
+        antialias: average over what a pixel of the crop covers where the window is more than twice as large.
+
+    Returns:
+        (N, C, height, width).
+
+    Raises:
+        MaskError: another number of windows than frames.
+    """
+    if len(frames) != len(windows):
+        raise MaskError(f"{len(windows)} windows for {len(frames)} frames; give one window for each frame.")
+    height, width = (size, size) if isinstance(size, int) else size
+    fill = fill.to(frames)[:, None, None]
+    crops = []
+    for frame, window in zip(frames, windows, strict=True):
+        finer = max(1, min(window.height // height, window.width // width)) if antialias else 1
+        rows = _along(frame - fill, 1, window.y, window.height, height * finer)
+        cut = _along(rows, 2, window.x, window.width, width * finer) + fill
+        crops.append(F.avg_pool2d(cut[None], finer)[0] if finer > 1 else cut)
+    return torch.stack(crops)
+
+
+def _along(image: Tensor, axis: int, start: int, length: int, size: int) -> Tensor:
+    """Resample ``length`` pixels from ``start`` on to ``size`` along one axis of (C, H, W); 0 outside the image."""
+    limit = image.shape[axis]
+    at = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
+    left = at.floor().long()
+    share = at - left
+    result: Tensor | None = None
+    for index, weight in ((left, 1 - share), ((left + 1).clamp(max=length - 1), share)):
+        index = index + start
+        weight = (weight * ((index >= 0) & (index < limit))).to(image)
+        shape = [1, 1, 1]
+        shape[axis] = size
+        index = index.clamp(0, limit - 1).to(image.device)
+        part = image.index_select(axis, index) * weight.view(shape)
+        result = part if result is None else result + part
+    assert result is not None
+    return result
+
+
+def paste_map(response: Tensor, window: Box, size: tuple[int, int]) -> Tensor:
+    """Put a map that is spread evenly over a window back into the frame.
+
+    Args:
+        response: (1, h, w).
+        window: where it belongs.
+        size: (H, W) of the frame.
+
+    Returns:
+        (1, H, W), 0 outside the window.
+    """
+    frame = response.new_zeros(1, *size)
+    top, left = max(window.y, 0), max(window.x, 0)
+    bottom, right = min(window.y + window.height, size[0]), min(window.x + window.width, size[1])
+    if top >= bottom or left >= right:
+        return frame
+    whole = F.interpolate(
+        response[None], (window.height, window.width), mode="bilinear", align_corners=False, antialias=True
+    )[0]
+    inside = whole[:, top - window.y : bottom - window.y, left - window.x : right - window.x]
+    frame[:, top:bottom, left:right] = inside
+    return frame

@@ -1,0 +1,84 @@
+"""What is left of the target in a whole inpainted clip: a heat map and a score for every frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ciri.errors import MaskError
+from ciri.frames import check_annotation
+from ciri.progress import OnStep, ignore
+from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.crops import boxes_of_clip, paste_map, search_window
+from ciri.residue.score import score
+
+#: Frames that go through the detector together; what it needs beside the result does not grow with the clip.
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Residue:
+    """What is left.
+
+    Attributes:
+        maps: float32 (T, 1, H, W) in [0, 1], the response in the frame's pixels; 0 outside the search windows.
+        scores: float32 (T,) >= 0, the residue in target areas: 0.1 is a tenth of the target's box, surely seen.
+        boxes: where the target was taken to be in each frame; None: nowhere, so nothing was looked for.
+    """
+
+    maps: Tensor
+    scores: Tensor
+    boxes: list[Box | None]
+
+
+@torch.no_grad()
+def detect_residue(
+    inpainted: Tensor,
+    first_mask: Tensor,
+    first_frame: Tensor,
+    masks: Tensor,
+    detector: ResidueDetector,
+    *,
+    first_index: int = 0,
+    on_step: OnStep = ignore,
+) -> Residue:
+    """Look for what is left of the target in every frame of an inpainted clip.
+
+    Args:
+        inpainted: float32 (T, 3, H, W) in [0, 1].
+        first_mask: float32 (1, H, W) or (1, 1, H, W), the annotated mask.
+        first_frame: float32 (3, H, W), the annotated frame as it was filmed.
+        masks: float32 (T, 1, H, W) in [0, 1], where the target was taken to be: they say where to look.
+        detector: what looks.
+        first_index: number of the annotated frame.
+        on_step: progress callback, called after every batch; may raise to stop.
+
+    Raises:
+        MaskError: masks of another length or size than the clip, an empty first mask, no such frame.
+    """
+    count = len(inpainted)
+    size: tuple[int, int] = (inpainted.shape[2], inpainted.shape[3])
+    first_mask = first_mask.reshape(-1, *first_mask.shape[-2:])[:1]
+    if masks.shape != (count, 1, *size) or first_mask.shape[-2:] != size or first_frame.shape[-2:] != size:
+        raise MaskError(
+            f"The clip is {count} frames of {size[1]}x{size[0]}, but the masks have shape {tuple(masks.shape)}, the "
+            f"first mask {tuple(first_mask.shape)} and the first frame {tuple(first_frame.shape)}; all have to agree."
+        )
+    if not 0 <= first_index < count:
+        raise MaskError(f"Frame number {first_index} is outside the clip; it has frames 0 to {count - 1}.")
+    check_annotation(first_mask[None])
+    boxes = boxes_of_clip(masks, first_mask, first_index)
+    maps, scores = torch.zeros(count, 1, *size), torch.zeros(count)
+    template = detector.template(first_frame.to(detector.device), first_mask.to(detector.device))
+    shown = [t for t, box in enumerate(boxes) if box is not None]
+    for start in range(0, len(shown), BATCH):
+        at = shown[start : start + BATCH]
+        places = [box for t in at if (box := boxes[t]) is not None]
+        logits = detector.detect(template, inpainted[at].to(detector.device), places).float()
+        scores[at] = score(logits, places, size, detector.threshold).cpu()
+        for t, box, response in zip(at, places, logits.sigmoid().cpu(), strict=True):
+            maps[t] = paste_map(response, search_window(box), size)
+        on_step(start + len(at), len(shown))
+    return Residue(maps, scores, boxes)
