@@ -24,6 +24,7 @@ from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blending import Blend, PublishedBlend, SmoothBlend
 from ciri.inpainting.network import Features, WindowNetwork
 from ciri.inpainting.windows import Schedule, Window, without_holes
+from ciri.out_of_memory import is_out_of_memory, repeat_smaller
 from ciri.progress import OnStep, ignore
 
 #: How the map reaches the network. "hard": hole pixels are grey, as the published weights were trained. "blend": the
@@ -207,22 +208,21 @@ class WindowBackbone:
         """Repeat work with ever smaller chunks while memory runs out: the result is the same, the peak is lower."""
         chunk = self.network.chunk
         try:
-            while True:
-                try:
-                    return work()
-                except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    if self.network.chunk == 1:
-                        raise OutOfMemoryError(
-                            f"{self.name} ran out of memory on a single frame's work. Use fewer reference frames, let "
-                            "the window follow the object (crop), or inpaint at a lower resolution."
-                        ) from error
-                self.network.chunk = max(1, self.network.chunk // 2)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            return repeat_smaller(work, self._halve_chunk)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"{self.name} ran out of memory on a single frame's work. Use fewer reference frames, let "
+                "the window follow the object (crop), or inpaint at a lower resolution."
+            ) from error
         finally:
             self.network.chunk = chunk
+
+    def _halve_chunk(self) -> bool:
+        smaller = self.network.chunk // 2
+        self.network.chunk = max(1, smaller)
+        return smaller > 0
 
     @contextmanager
     def _watched(self, tick: Callable[[], object]) -> Iterator[None]:
@@ -237,11 +237,3 @@ class WindowBackbone:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # PyTorch's CPU allocator raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.propagation.network import FrameFeatures, MemoryNetwork
+from ciri.propagation.units import WorkUnits
 
 #: The border is filled with the mean colour of ImageNet, which is 0 after normalisation: what published networks saw.
 PADDING_COLOUR = (0.485, 0.456, 0.406)
@@ -93,6 +95,7 @@ class FeatureCache:
         self._entries: OrderedDict[Hashable, tuple[int, FrameFeatures]] = OrderedDict()
         self._bytes = 0
         self._call = 0
+        self._closed = False
 
     def __deepcopy__(self, memo: object) -> FeatureCache:
         """A copy of a propagator starts empty: it is made to change its weights."""
@@ -104,11 +107,17 @@ class FeatureCache:
     def new_call(self) -> None:
         """Entries of earlier calls may be pushed out from now on."""
         self._call += 1
+        self._closed = False
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
         self._bytes = 0
+
+    def give_way(self) -> None:
+        """Forget everything and keep nothing until the next call: memory is short."""
+        self.clear()
+        self._closed = True
 
     def get(self, name: Hashable) -> FrameFeatures | None:
         """The features stored under this name, if they are still there."""
@@ -120,6 +129,8 @@ class FeatureCache:
 
     def put(self, name: Hashable, features: FrameFeatures) -> None:
         """Store features if there is room or an earlier call's can go."""
+        if self._closed:
+            return
         size = features.nbytes()
         while self._bytes + size > self.capacity:
             oldest = next(iter(self._entries), None)
@@ -139,7 +150,7 @@ class EncodedClip:
         network: the network, on ``device``.
         weights: names the network's weights, for the cache.
         cache: keeps features between calls.
-        batch: how many frames are encoded at once.
+        units: how many frames are encoded at once.
     """
 
     def __init__(
@@ -151,10 +162,10 @@ class EncodedClip:
         device: torch.device,
         weights: Hashable,
         cache: FeatureCache,
-        batch: int = 1,
+        units: WorkUnits,
     ) -> None:
         self.frames, self.geometry, self.network = frames, geometry, network
-        self.device, self._weights, self._cache, self._batch = device, weights, cache, max(1, batch)
+        self.device, self._weights, self._cache, self._units = device, weights, cache, units
         self._ahead: dict[int, FrameFeatures] = {}
 
     def frame(self, t: int) -> Tensor:
@@ -169,14 +180,18 @@ class EncodedClip:
         found = self._cache.get(name)
         if found is not None:
             return found
-        wanted = [t, *(u for u in upcoming[: self._batch - 1] if u not in self._ahead)]
-        encoded = self.network.encode_key(self._load(wanted))
-        for i, u in enumerate(wanted):
-            # a copy of one frame: a slice would keep the whole batch alive in the cache
-            one = encoded[i : i + 1] if len(wanted) == 1 else _copy(encoded[i : i + 1])
+        for u, one in self._units.run(partial(self._encode, t, upcoming)).items():
             self._cache.put(name if u == t else self._name(u), one)
             self._ahead[u] = one
         return self._ahead.pop(t)
+
+    def _encode(self, t: int, upcoming: Sequence[int]) -> dict[int, FrameFeatures]:
+        wanted = [t, *(u for u in upcoming[: self._units.frames - 1] if u not in self._ahead)]
+        encoded = self.network.encode_key(self._load(wanted))
+        if len(wanted) == 1:
+            return {t: encoded}
+        # copies of single frames: a slice would keep the whole batch alive in the cache
+        return {u: _copy(encoded[i : i + 1]) for i, u in enumerate(wanted)}
 
     def _load(self, indices: Sequence[int]) -> Tensor:
         frames = torch.stack([self.frames[i] for i in indices]).to(self.device, torch.float32)

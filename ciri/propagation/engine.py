@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ciri.errors import MaskError, OutOfMemoryError
+from ciri.out_of_memory import is_out_of_memory
 from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore
 from ciri.propagation.base import LOST_BELOW, MaskTrack
@@ -23,6 +24,7 @@ from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
 from ciri.propagation.confidence import find_cuts
 from ciri.propagation.network import MemoryNetwork
 from ciri.propagation.tracking import DirectedPass, MemoryPolicy, Prediction
+from ciri.propagation.units import WorkUnits
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,19 @@ class MemoryPropagator:
 
         Raises:
             MaskError: no annotation, or objects are numbered with gaps.
-            OutOfMemoryError: memory ran out; the message names the knobs.
+            OutOfMemoryError: memory ran out even in the smallest units of work; the message names the knobs.
         """
         annotated, objects = _by_frame(annotations)
         try:
             return self._track(frames, annotated, objects, on_step)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._cache.clear()
             raise OutOfMemoryError(
-                f"Memory ran out while {self.name} followed a mask through {frames.shape[3]}x{frames.shape[2]} frames. "
-                f"Lower the working size (now {self.short_side}) or the memory budget (now {self.policy.budget})."
+                f"Memory ran out while {self.name} followed a mask through {frames.shape[3]}x{frames.shape[2]} frames, "
+                f"even frame by frame. Lower the working size (now {self.short_side}) or the memory budget (now "
+                f"{self.policy.budget})."
             ) from error
 
     def _track(
@@ -147,12 +152,12 @@ class MemoryPropagator:
         length, _, height, width = frames.shape
         network, weights, device = self._ready()
         self._cache.new_call()
-        batch = self.batch or (1 if device.type == "cpu" else 4)
+        units = WorkUnits(self.batch or (1 if device.type == "cpu" else 4), relieve=self._cache.give_way)
         geometry = Geometry(height, width, network.stride, self.short_side)
-        clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, batch=batch)
+        clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, units=units)
         blend = _Blend(length, objects, (height, width), frames.device, annotated)
         steps = [{"forward": 1, "backward": -1}[d] for d in self.directions]
-        passes = [DirectedPass(network, clip, annotated, step, self.policy) for step in steps]
+        passes = [DirectedPass(network, clip, annotated, step, self.policy, units) for step in steps]
         # backward from the first frame there is nothing to do
         passes = [p for p in passes if p.length > 1]
         total, done = sum(p.length for p in passes), 0

@@ -194,10 +194,10 @@ class Memory:
         self._stores += 1
         self._temporary = slot if temporary else None
 
-    def attend(self, query_key: Tensor, top_k: int | None) -> Attention:
-        """Attend to everything stored; ``query_key`` is float32 (q, ck)."""
+    def attend(self, query_key: Tensor, top_k: int | None, *, chunk_bytes: int = CHUNK_BYTES) -> Attention:
+        """Attend to everything stored; ``query_key`` is float32 (q, ck). See :func:`attend`."""
         assert self._keys is not None, "nothing is stored"
-        return attend(self._keys[: len(self)].flatten(0, 1), query_key, top_k)
+        return attend(self._keys[: len(self)].flatten(0, 1), query_key, top_k, chunk_bytes=chunk_bytes)
 
     def gather(self, attention: Attention) -> Tensor:
         """Return the values that answer, (k, q, cv)."""
@@ -225,9 +225,12 @@ class Memory:
         if slot < capacity:
             return
         capacity = max(2, slot + 1, capacity * 3 // 2)
-        self._keys = _grown(self._keys, (capacity, *key.shape), key, 0, slot)
-        self._values = _grown(self._values, (len(value), capacity, *value.shape[1:]), value, 1, slot)
-        self._masks = _grown(self._masks, (len(mask), capacity, *mask.shape[1:]), mask, 1, slot)
+        # all or nothing: where memory runs out in between, the store is repeated
+        self._keys, self._values, self._masks = (
+            _grown(self._keys, (capacity, *key.shape), key, 0, slot),
+            _grown(self._values, (len(value), capacity, *value.shape[1:]), value, 1, slot),
+            _grown(self._masks, (len(mask), capacity, *mask.shape[1:]), mask, 1, slot),
+        )
 
 
 def _grown(old: Tensor | None, shape: Sequence[int], like: Tensor, dim: int, used: int) -> Tensor:

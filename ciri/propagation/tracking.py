@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from ciri.propagation.clip import EncodedClip
 from ciri.propagation.confidence import mask_confidence
 from ciri.propagation.memory import Memory, to_map, to_rows
 from ciri.propagation.network import FrameFeatures, MemoryNetwork
+from ciri.propagation.units import WorkUnits
 
 #: Cells whose expected share of target is below this are not decoded.
 PRIOR_THRESHOLD = 0.02
@@ -88,6 +90,7 @@ class DirectedPass:
         annotated: frame -> object -> mask (1, H, W).
         step: 1 forward in time, -1 backward.
         policy: what to remember.
+        units: how much to work on at a time.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class DirectedPass:
         annotated: Mapping[int, Mapping[int, Tensor]],
         step: int,
         policy: MemoryPolicy,
+        units: WorkUnits,
     ) -> None:
         self.network, self.clip, self.annotated, self.policy = network, clip, annotated, policy
+        self._units = units
         first = min(annotated) if step > 0 else max(annotated)
         self._order = list(range(first, len(clip.frames)) if step > 0 else range(first, -1, -1))
         self._cohorts: list[_Cohort] = []
@@ -116,7 +121,7 @@ class DirectedPass:
         for i, t in enumerate(self._order):
             upcoming = self._order[i + 1 :]
             features = self.clip.features(t, upcoming)
-            predicted = self._predict(t, features) if self._predictable(t) else None
+            predicted = self._units.run(partial(self._predict, t, features)) if self._predictable(t) else None
             if t in self.annotated:
                 planes = self._annotate(t, predicted)
                 self._stored = i
@@ -200,14 +205,21 @@ class DirectedPass:
 
     def _remember(self, t: int, features: FrameFeatures, probs: Tensor, **kind: bool) -> None:
         """Encode the values of everything that is followed and store them; probs is (k, 1, h, w), aggregated."""
-        values = self.network.encode_value(self.clip.frame(t), features, probs, probs.sum(0, keepdim=True) - probs)
+        values = self._units.run(partial(self._values, t, features, probs))
         keys = to_rows(features.key)[0]
         shares = to_rows(F.avg_pool2d(probs, self.network.stride))
         start = 0
         for cohort in self._cohorts:
             part = slice(start, start + len(cohort.objects))
-            cohort.memory.append(t, keys, to_rows(values[part]), shares[part], **kind)
+            store = partial(cohort.memory.append, t, keys, to_rows(values[part]), shares[part], **kind)
+            self._units.run(store)
             start = part.stop
+
+    def _values(self, t: int, features: FrameFeatures, probs: Tensor) -> Tensor:
+        """Return (k, value channels, gh, gw), some objects at a time."""
+        frame, others = self.clip.frame(t), probs.sum(0, keepdim=True) - probs
+        pairs = zip(probs.split(self._units.objects), others.split(self._units.objects), strict=True)
+        return torch.cat([self.network.encode_value(frame, features, *pair) for pair in pairs])
 
     # ------------------------------------------------------------------------------------------ prediction
 
@@ -216,7 +228,7 @@ class DirectedPass:
         grid = features.key.shape[-2:]
         readouts, shares, explained = [], [], []
         for cohort in self._cohorts:
-            attention = cohort.memory.attend(query, self.network.top_k)
+            attention = cohort.memory.attend(query, self.network.top_k, chunk_bytes=self._units.similarity_bytes)
             readouts.append(to_map(cohort.memory.gather(attention), *grid))
             shares.append(to_map(cohort.memory.gather_masks(attention), *grid))
             explained.append(attention.explained.view(1, 1, *grid).expand(len(cohort.objects), -1, -1, -1))
@@ -233,7 +245,7 @@ class DirectedPass:
         grid = (int(readout.shape[-2]), int(readout.shape[-1]))
         margin = self.network.decode_margin
         if not self.policy.crop_decoding or margin is None:
-            return self.network.decode(readout, features).sigmoid()
+            return self._logits(readout, features).sigmoid()
         stride = self.network.stride
         probs = readout.new_zeros(len(readout), 1, grid[0] * stride, grid[1] * stride, dtype=torch.float32)
         inside = _box((shares > PRIOR_THRESHOLD).flatten(0, 1).any(0))
@@ -243,9 +255,9 @@ class DirectedPass:
         around = _grow(inside, max(margin, 1), grid)
         inside = _grow(inside, 1, grid)
         if (around[2] - around[0]) * (around[3] - around[1]) > (1 - WORTH_CROPPING) * grid[0] * grid[1]:
-            return self.network.decode(readout, features).sigmoid()
+            return self._logits(readout, features).sigmoid()
         top, left, bottom, right = around
-        logits = self.network.decode(readout[..., top:bottom, left:right], features.crop(*around))
+        logits = self._logits(readout[..., top:bottom, left:right], features.crop(*around))
         rows = slice(stride * inside[0], stride * inside[2])
         columns = slice(stride * inside[1], stride * inside[3])
         probs[..., rows, columns] = logits[
@@ -254,6 +266,10 @@ class DirectedPass:
             columns.start - stride * left : columns.stop - stride * left,
         ].sigmoid()
         return probs
+
+    def _logits(self, readout: Tensor, features: FrameFeatures) -> Tensor:
+        """Decode some objects at a time."""
+        return torch.cat([self.network.decode(part, features) for part in readout.split(self._units.objects)])
 
 
 Box = tuple[int, int, int, int]

@@ -21,13 +21,14 @@ class Stub(WindowNetwork):
     def __init__(self):
         super().__init__()
         self.encoded, self.decoded, self.fail_above = [], [], None
+        self.failure = torch.OutOfMemoryError("CUDA out of memory")
 
     def stages(self):
         return {"out": self.note}
 
     def note(self, frames):
         if self.fail_above is not None and len(frames) > self.fail_above:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.failure
         self.encoded.append(len(frames))
         return frames
 
@@ -132,10 +133,20 @@ def test_frames_may_be_read_lazily():
     assert Reader.asked <= 11  # never more than the local frames of one window
 
 
-def test_out_of_memory_halves_the_work_and_repeats_it():
+#: What PyTorch says where memory ran out: on CUDA, on the CPU under Linux, and under Windows.
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory"),
+]
+
+
+@pytest.mark.parametrize("failure", SHORTAGES, ids=["cuda", "linux", "windows"])
+def test_out_of_memory_halves_the_work_and_repeats_it(failure):
     frames, masks = clip()
     expected = WindowBackbone(Stub()).inpaint(frames, masks)
     network = Stub()
+    network.failure = failure
     network.fail_above = 2
     assert torch.equal(WindowBackbone(network).inpaint(frames, masks), expected)
     assert max(network.encoded) <= 2 and network.chunk == Stub().chunk

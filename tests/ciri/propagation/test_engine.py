@@ -1,4 +1,4 @@
-"""The engine around a network that follows colours exactly: directions, objects, memory, cache, loss, odd clips."""
+"""The engine around a network that follows colours exactly: directions, objects, loss, odd clips, manners."""
 
 import copy
 
@@ -7,15 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from ciri.errors import CiriError, MaskError
-from ciri.errors import OutOfMemoryError as OutOfMemory
-from ciri.propagation.base import LOST_BELOW, Propagator
+from ciri.propagation.base import Propagator
 from ciri.propagation.engine import Annotation, MemoryPropagator
 from ciri.propagation.tracking import aggregate
-from tests.ciri.propagation.toy_network import ColourNetwork, moving_square, overlap
-
-
-def engine(**options):
-    return MemoryPropagator(ColourNetwork(), **{"precision": "fp32", **options})
+from tests.ciri.propagation.toy_network import ColourNetwork, engine, moving_square, overlap
 
 
 def test_it_is_a_propagator():
@@ -207,121 +202,6 @@ def test_a_new_shot_is_noted():
     assert engine().propagate(frames[:6], masks[:1], [0]).notes == []
 
 
-# ------------------------------------------------------------------------------- memory, crop, batch, cache
-
-
-def test_a_budget_that_is_never_reached_changes_nothing():
-    frames, masks = moving_square(20)
-    options = {"memory_every": 2, "store_above": None}
-    bounded = engine(memory_budget=10, **options).propagate(frames, masks[:1], [0])
-    unbounded = engine(memory_budget=1000, **options).propagate(frames, masks[:1], [0])
-    torch.testing.assert_close(bounded.probs, unbounded.probs)
-
-
-@pytest.mark.parametrize("include_last", [False, True])
-def test_which_frames_enter_the_memory(include_last, monkeypatch):
-    from ciri.propagation.memory import Memory
-
-    stores = []
-    append = Memory.append
-    monkeypatch.setattr(
-        Memory, "append", lambda self, t, *args, **kind: (stores.append((t, kind)), append(self, t, *args, **kind))[1]
-    )
-    frames, masks = moving_square(12)
-    engine(memory_every=4, include_last=include_last).propagate(frames, masks[:1], [0])
-    forward = stores[:-1] if stores[-1][0] == 0 else stores
-    permanent = [t for t, kind in forward if not kind.get("temporary")]
-    temporary = [t for t, kind in forward if kind.get("temporary")]
-    assert permanent == [0, 4, 8]
-    # the last frame is read by nobody
-    assert temporary == ([1, 2, 3, 5, 6, 7, 9, 10] if include_last else [])
-
-
-def test_doubtful_frames_do_not_enter_the_memory():
-    frames, masks = moving_square(12)
-    frames[4:6] = moving_square(1, side=0)[0]
-    trusting, careful = engine(store_above=None), engine(store_above=LOST_BELOW)
-    for propagator in (trusting, careful):
-        propagator.network.values = 0
-        propagator._ready()
-
-        def counted(*args, network=propagator._twin[1], root=propagator.network):
-            root.values += 1
-            return ColourNetwork.encode_value(network, *args)
-
-        propagator._twin[1].encode_value = counted
-        propagator.propagate(frames, masks[:1], [0])
-    # two frames without a target, one of them due
-    assert trusting.network.values - careful.network.values == 2
-
-
-@pytest.mark.parametrize("size", [(48, 64), (37, 53)])
-def test_decoding_a_part_is_decoding_the_whole(size):
-    frames, masks = (x[..., : size[0], : size[1]] for x in moving_square(10))
-    whole, part = engine(crop_decoding=False), engine()
-    a, b = (p.propagate(frames, masks[:1], [0]).probs for p in (whole, part))
-    # outside the part the mask is exactly 0, where the whole has the colour network's 1e-8
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    assert max(h * w for h, w in part.network.decoded) < min(h * w for h, w in whole.network.decoded)
-
-
-def test_batches_change_nothing():
-    frames, masks = moving_square(11)
-    single, batched = engine(batch=1), engine(batch=4)
-    a, b = (p.propagate(frames, masks[3:4], [3]).probs for p in (single, batched))
-    torch.testing.assert_close(a, b)
-    assert set(single.network.encoded) == {1} and max(batched.network.encoded) == 4
-    assert sum(batched.network.encoded) == 11
-
-
-def test_a_second_call_on_the_same_clip_encodes_nothing_again():
-    frames, masks = moving_square(10)
-    propagator = engine()
-    first = propagator.propagate(frames, masks[:1], [0])
-    count = sum(propagator.network.encoded)
-    assert count == 10
-    again = propagator.propagate(frames.clone(), masks[:1], [0])
-    propagator.propagate(frames, masks[4:5], [4])
-    assert sum(propagator.network.encoded) == count
-    torch.testing.assert_close(again.probs, first.probs, rtol=0, atol=0)
-
-
-def test_changed_pixels_or_weights_are_encoded_again():
-    frames, masks = moving_square(6)
-    propagator = engine()
-    propagator.propagate(frames, masks[:1], [0])
-    frames[2, 0, 0, 0] += 1e-3
-    propagator.propagate(frames, masks[:1], [0])
-    assert sum(propagator.network.encoded) == 7
-    with torch.no_grad():
-        propagator.network.scale.mul_(1 + 1e-6)
-    propagator.propagate(frames, masks[:1], [0])
-    assert sum(propagator.network.encoded) == 13
-
-
-def test_the_cache_is_bounded_and_keeps_the_first_frames():
-    frames, masks = moving_square(10)
-    one = 3 * 48 * 64 * 4 + 3 * 12 * 16 * 4
-    propagator = engine(cache_bytes=4 * one)
-    propagator.propagate(frames, masks[:1], [0])
-    propagator.propagate(frames, masks[:1], [0])
-    assert sum(propagator.network.encoded) == 10 + 6
-    # another clip pushes out what the last call left
-    propagator.propagate(1 - frames, masks[:1], [0])
-    propagator.propagate(1 - frames, masks[:1], [0])
-    assert sum(propagator.network.encoded) == 16 + 10 + 6
-    assert propagator._cache._bytes <= 4 * one
-
-
-def test_two_thousand_frames_in_bounded_memory():
-    frames, masks = moving_square(12, 24, 32, side=8)
-    frames, masks = frames.repeat(167, 1, 1, 1)[:2000], masks.repeat(167, 1, 1, 1)[:2000]
-    propagator = engine(memory_budget=8, cache_bytes=1 << 16)
-    track = propagator.propagate(frames, masks[:1], [0])
-    assert overlap(track.probs, masks).min() == 1
-    assert propagator._cache._bytes <= 1 << 16
-
-
 # --------------------------------------------------------------------------------------- being a good guest
 
 
@@ -386,15 +266,3 @@ def test_an_unknown_precision_is_an_error():
     frames, masks = moving_square(2)
     with pytest.raises(CiriError, match="auto, fp32"):
         engine(precision="int4").propagate(frames, masks[:1], [0])
-
-
-def test_running_out_of_memory_names_the_knobs(monkeypatch):
-    frames, masks = moving_square(2)
-
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    propagator = engine()
-    monkeypatch.setattr(ColourNetwork, "decode", fail)
-    with pytest.raises(OutOfMemory, match="memory budget"):
-        propagator.propagate(frames, masks[:1], [0])

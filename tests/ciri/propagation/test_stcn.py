@@ -8,6 +8,7 @@ import torch
 from ciri.errors import CheckpointError
 from ciri.precision import choose_dtype, cpu_speedup_of_bfloat16, fingerprint, inference_copy
 from ciri.propagation import registry
+from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.stcn import STCN, build_stcn, load_stcn
 
 
@@ -147,6 +148,24 @@ def test_a_crop_with_the_margin_decodes_as_the_whole(network):
     got = part[..., inside : inside + 32, inside : inside + 32]
     expected = whole[..., 96:128, 112:144]
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["one frame", "few pixels", "half the frame", "new shot"])
+def test_odd_clips(network, case):
+    """What untrained weights see means nothing, but every clip gets masks, and what was painted comes back."""
+    length = 1 if case == "one frame" else 4
+    frames = torch.rand(1, 3, 48, 70, generator=torch.Generator().manual_seed(2)).repeat(length, 1, 1, 1)
+    mask = torch.zeros(1, 1, 48, 70)
+    mask[..., 20:22, 30:31] = 1
+    if case == "half the frame":
+        mask[..., :40] = 1
+    if case == "new shot":
+        frames[2:] = 0.9
+    track = MemoryPropagator(network, precision="fp32").propagate(frames, mask, [0])
+    assert track.probs.shape == (length, 1, 48, 70)
+    assert track.probs.min() >= 0 and track.probs.max() <= 1
+    assert torch.equal(track.probs[:1], mask) and track.confidence[0] == 1
+    assert any("New shots seem to begin at frames 2:" in note for note in track.notes) == (case == "new shot")
 
 
 def test_batch_norm_keeps_its_statistics_in_training(network):

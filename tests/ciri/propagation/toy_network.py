@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.network import FrameFeatures
 
 
@@ -46,6 +49,11 @@ class ColourNetwork(nn.Module):
         # counted together: the engine works on a copy
         twin.encoded, twin.decoded, twin.decode_margin = self.encoded, self.decoded, self.decode_margin
         return twin
+
+
+def engine(**options: Any) -> MemoryPropagator:
+    """The engine around a new network, in float32."""
+    return MemoryPropagator(ColourNetwork(), **{"precision": "fp32", **options})
 
 
 def moving_square(

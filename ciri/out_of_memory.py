@@ -1,0 +1,46 @@
+"""When memory runs out: recognise it on any device, and repeat the work in smaller units.
+
+How much is worked on at a time does not change what comes out, only how much memory it takes; so the answer to a
+shortage is half as much, again and again, before a person has to be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+#: How PyTorch's CPU allocator, which raises a plain RuntimeError, words it on Linux and on Windows.
+CPU_WORDS = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_WORDS)
+
+
+def repeat_smaller(work: Callable[[], T], shrink: Callable[[], bool]) -> T:
+    """Return what ``work`` returns, called again after every shortage of memory.
+
+    Args:
+        work: may be called several times; a failed call must leave nothing half-done.
+        shrink: makes the units of work smaller, or frees something; False if there is nothing left to give.
+
+    Raises:
+        Exception: whatever ``work`` raises for the last time (:func:`is_out_of_memory` tells a shortage), or at once if
+            it is something else.
+    """
+    while True:
+        try:
+            return work()
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not shrink():
+                raise
+        # out here the exception is gone, and with it what the failed call had allocated
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
