@@ -1,0 +1,73 @@
+"""The complementary attention map of a whole clip (paper 3.2), for any backbone.
+
+Dimensions: t frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ciri.errors import MaskError
+from ciri.inactivation.attention import DILATION, attention_map, pool_target
+from ciri.inactivation.features import encoder_of
+from ciri.inpainting.base import Backbone
+from ciri.progress import OnStep, ignore
+
+
+def complementary_attention(
+    frames: Tensor,
+    first_mask: Tensor,
+    predicted: Tensor,
+    backbone: Backbone,
+    *,
+    first_index: int = 0,
+    dilation: int | None = None,
+    on_step: OnStep = ignore,
+) -> Tensor:
+    """Where every frame looks like the target of the annotated one, near where the propagator saw it.
+
+    Args:
+        frames: float32 (T, 3, H, W) in [0, 1].
+        first_mask: (1, 1, H, W) in [0, 1], the annotation.
+        predicted: (T, 1, H, W) in [0, 1], M_pred; where a frame has none, the map is 0.
+        backbone: lends its encoder; see :mod:`ciri.inactivation.features` for one that has none.
+        first_index: the frame that was annotated.
+        dilation: pixels around the prediction in which the map may be positive; default: 1/16 of the height.
+        on_step: called after each frame; may raise to stop.
+
+    Returns:
+        float32 (T, 1, H, W) in [0, 1] on the frames' device.
+
+    Raises:
+        MaskError: an empty annotation, or masks that are not the clip's.
+    """
+    height, width = frames.shape[2:]
+    if predicted.shape != (len(frames), 1, height, width) or first_mask.shape != (1, 1, height, width):
+        raise MaskError(
+            f"The first mask has shape {tuple(first_mask.shape)} and the masks {tuple(predicted.shape)}; expected one "
+            f"and {len(frames)} masks of {height}x{width}."
+        )
+    if not (first_mask > 0).any():
+        raise MaskError("The first mask is empty, so there is no target to compare the frames with.")
+    if dilation is None:
+        dilation = round(DILATION * height)
+    annotated = frames[first_index : first_index + 1]
+    encode = encoder_of(backbone, annotated, first_mask)
+    features, covered = encode(annotated)
+    target = pool_target(features, _enlarged(first_mask, covered).to(features.device))
+    result = torch.zeros_like(predicted)
+    # frame by frame: a clip's features would take more memory than the clip
+    for index, (frame, mask) in enumerate(zip(frames, predicted, strict=True)):
+        if (mask > 0).any():
+            features, covered = encode(frame[None])
+            near = _enlarged(mask[None], covered).to(features.device)
+            found = attention_map(features, target, near, dilation=dilation)
+            result[index] = found[0, :, :height, :width].to(result)
+        on_step(index + 1, len(frames))
+    return result
+
+
+def _enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (1, 1, H, W) with empty rows and columns at the bottom and the right, as many as the frames got."""
+    return torch.nn.functional.pad(mask, (0, size[1] - mask.shape[3], 0, size[0] - mask.shape[2]))
