@@ -7,6 +7,7 @@ import time
 from comfy_api.latest import io
 from torch import Tensor
 
+from ciri.frames import grow_mask
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.remove import remove
@@ -81,7 +82,8 @@ class InactivationInpaint(io.ComfyNode):
 def describe(frames: Tensor, masks: Tensor, backbone: Backbone, grow: int, feather: int, notes: list[str]) -> str:
     """Say what was done: frames, size, share of the picture, backbone, mask treatment."""
     count, height, width = len(frames), *frames.shape[2:]
-    shares = (masks > 0).flatten(1).float().mean(1)
+    # only shrinking can take a frame's mask away
+    shares = (grow_mask(masks, min(grow, 0)) > 0).flatten(1).float().mean(1)
     filled = int((shares > 0).sum())
     share = float(shares[shares > 0].mean()) if filled else 0.0
     lines = [
@@ -92,7 +94,7 @@ def describe(frames: Tensor, masks: Tensor, backbone: Backbone, grow: int, feath
     if filled < count:
         lines.append(f"{count - filled} frames have an empty mask and came back untouched.")
     if isinstance(backbone, WindowBackbone):
-        lines.append(f"{backbone.describe(filled)}.")
+        lines.append(f"{backbone.describe((shares > 0).tolist())}.")
     if backbone.facts.trained_for:
         lines.append(f"The backbone was trained for: {backbone.facts.trained_for}. Licence: {backbone.facts.licence}.")
     return "\n".join(f"- {line}" for line in lines + notes)

@@ -9,7 +9,7 @@ Dimensions: t frames of the clip, n frames of a window, l of them local, h w pix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,14 +107,19 @@ class WindowBackbone:
             return self.mode
         return "gate" if self.facts.trained_for == "inactivation" else "hard"
 
-    def describe(self, count: int) -> str:
-        """Say in one line what a run over so many frames does."""
-        windows = self.schedule.windows(count)
+    def windows(self, has_hole: Sequence[bool]) -> list[Window]:
+        """The windows that a run passes through the network, given for each frame whether there is a hole in it."""
+        return without_holes(self.schedule.windows(len(has_hole)), has_hole)
+
+    def describe(self, has_hole: Sequence[bool]) -> str:
+        """Say in one line what a run does, given for each frame whether there is a hole in it."""
+        windows = self.windows(has_hole)
+        local = max((len(w.local) for w in windows), default=0)
         references = max((len(w.reference) for w in windows), default=0)
         precision = str(self.network.precision).removeprefix("torch.")
         return (
-            f"{len(windows)} windows of up to {max((len(w.local) for w in windows), default=0)} frames and "
-            f"{references} references, {precision}, mode {self.resolved_mode()}, "
+            f"{len(windows)} {'window' if len(windows) == 1 else 'windows'} of up to {local} frames and {references} "
+            f"references, {precision}, mode {self.resolved_mode()}, "
             f"{'published 8-bit' if self.published else 'smooth'} composition"
         )
 
@@ -137,7 +142,7 @@ class WindowBackbone:
             OutOfMemoryError: even the smallest work unit does not fit.
         """
         has_hole = [bool((inactivation[[i]] > 0).any()) for i in range(len(frames))]
-        windows = without_holes(self.schedule.windows(len(frames)), has_hole)
+        windows = self.windows(has_hole)
         last_use = {i: number for number, window in enumerate(windows) for i in window.frames}
         clip, blend = _Clip(frames, inactivation, {}, {}), self._blend()
         for number, window in enumerate(windows):

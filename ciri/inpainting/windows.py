@@ -7,7 +7,7 @@ the clip as a reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +82,6 @@ class Schedule:
         return [i for i in candidates[:most] if i < length]
 
 
-def without_holes(windows: Iterable[Window], has_hole: list[bool]) -> list[Window]:
+def without_holes(windows: Iterable[Window], has_hole: Sequence[bool]) -> list[Window]:
     """Drop the windows in whose local frames there is nothing to fill: they would change no pixel."""
     return [window for window in windows if any(has_hole[i] for i in window.local)]

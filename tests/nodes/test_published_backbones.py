@@ -66,6 +66,19 @@ def test_a_loaded_network_inpaints_under_inference_mode(run, models):
     assert "sttn" in report and "MIT" in report and "hard mask" in report and "window" in report
 
 
+def test_the_report_counts_frames_and_windows_that_are_filled(run, models):
+    put_sttn(models)
+    backbone = run("CIRI_BackboneSTTN", weights="sttn.pth", precision="fp32", window=2).result[0]
+    images, masks = torch.rand(12, 48, 48, 3), torch.zeros(12, 48, 48)
+    masks[0, 20:30, 20:30] = 1
+    masks[9, 20:22, 20:22] = 1
+    given = {"images": images, "inactivation": masks, "backbone": backbone, "feather": 0}
+    # windows at 0 and 2 show frame 0, those at 8 and 10 show frame 9, whose few pixels shrinking takes away
+    for grow, frames, windows in ((1, "2 of 12", "4 windows"), (-2, "1 of 12", "2 windows")):
+        report = run("CIRI_InactivationInpaint", **given, grow=grow).result[1]
+        assert f"filled {frames} frames" in report and windows in report
+
+
 def test_a_vanished_file_and_unknown_options_are_refused(run, models):
     with pytest.raises(CheckpointError, match=r"gone\.pth"):
         run("CIRI_BackboneSTTN", weights="gone.pth")

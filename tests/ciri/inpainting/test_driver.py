@@ -1,5 +1,7 @@
 """The window driver against the published programs' plain loop, and what it promises about memory and interrupts."""
 
+import re
+
 import pytest
 import torch
 
@@ -228,6 +230,21 @@ def test_gradient_reaches_the_map():
         features = WindowBackbone(network, mode=mode).gated_features(frames, maps)
         network.decode_window(features[None], 2).mean().backward()
         assert maps.grad is not None and maps.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_description_counts_the_windows_that_are_run(seed):
+    generator = torch.Generator().manual_seed(seed)
+    frames, masks = clip(t=47, seed=seed)
+    masks *= (torch.rand(47, generator=generator) < 0.1).view(-1, 1, 1, 1)
+    backbone = WindowBackbone(Stub(), schedule=Schedule(2, 7, 3))
+    has_hole = (masks > 0).flatten(1).any(1).tolist()
+    backbone.inpaint(frames, masks)
+    lengths = backbone.network.decoded
+    words = re.match(r"(\d+) windows? of up to (\d+) frames and (\d+) references", backbone.describe(has_hole))
+    count, local, references = (int(number) for number in words.groups())
+    assert count == len(lengths) < 24 and max(lengths) <= local + references
+    assert backbone.describe([False] * 9).startswith("0 windows of up to 0 frames and 0 references")
 
 
 def test_unknown_mode_is_refused():
