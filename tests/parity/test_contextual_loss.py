@@ -91,8 +91,11 @@ def test_the_state_dict_is_the_published_one(keys):
     assert mine == {key: entry["shape"] for key, entry in keys["keys"].items()}
 
 
-@pytest.mark.parametrize("tap", ["post", "pre"])
-@pytest.mark.parametrize("fixture", TAPS, ids=str)
+@pytest.mark.parametrize(
+    ("fixture", "tap"),
+    [(f, tap) for f in TAPS for tap in ("post", "pre") if f"D.out.conv3_2_{tap}_relu_c::4" in f],
+    ids=str,
+)
 def test_features_after_and_before_the_activation(fixture, tap):
     network = network_of(fixture.meta["seed"], fixture.meta["gain"], tap == "post")
     close(network(fixture["D.in.rgb_u8"] / 255)[:, ::4], fixture[f"D.out.conv3_2_{tap}_relu_c::4"], VALUES)
