@@ -20,4 +20,5 @@ def test_windows_and_pixels_are_those_of_the_fixture(fixture: Fixture) -> None:
             assert list(window) == fixture[f"out.{what}_{number}_x0y0wh"].tolist()
             name = f"out.{what}_{number}" + (f"_s::{step}" if step > 1 else "")
             got = crop(image, [window], size, fixture["in.fill"])[0][:, ::step, ::step]
-            torch.testing.assert_close(got, fixture[name].double(), atol=1e-3, rtol=0)
+            if name in fixture:  # the selection in tests/data leaves out some pictures
+                torch.testing.assert_close(got, fixture[name].double(), atol=1e-3, rtol=0)
