@@ -6,6 +6,8 @@ the second. Dimensions: t frames, n fields, c channels, h w pixels.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import cv2
@@ -39,27 +41,41 @@ def neighbour_flow(frames: Tensor, *, preset: Preset = "medium", on_step: OnStep
         forward: float32 (T-1, 2, H, W), frame t -> t + 1.
         backward: float32 (T-1, 2, H, W), frame t + 1 -> t.
     """
-    count, _, h, w = frames.shape
-    forward = torch.zeros(max(count - 1, 0), 2, h, w)
-    backward = torch.zeros_like(forward)
-    engine: Any = cv2.DISOpticalFlow.create(_PRESETS[preset])
-    following = _grey(frames[0])
-    for t in range(count - 1):
-        current, following = following, _grey(frames[t + 1])
-        forward[t] = _to_tensor(engine.calc(current, following, None), h, w)
-        backward[t] = _to_tensor(engine.calc(following, current, None), h, w)
-        on_step(t + 1, count - 1)
+    h, w = frames.shape[2:]
+    greys = (grey(frame) for frame in frames)
+    forward, backward = grey_flow(greys, (len(frames), h, w), preset=preset, on_step=on_step)
     return forward.to(frames.device), backward.to(frames.device)
 
 
-def _grey(frame: Tensor) -> np.ndarray:
+def grey_flow(
+    greys: Iterable[np.ndarray], shape: tuple[int, int, int], *, preset: Preset = "medium", on_step: OnStep = ignore
+) -> tuple[Tensor, Tensor]:
+    """As :func:`neighbour_flow`, for frames that :func:`grey` made; each is asked for once.
+
+    Args:
+        greys: the frames.
+        shape: (T, H, W) of the clip.
+        preset, on_step: as there.
+    """
+    count, h, w = shape
+    forward = torch.zeros(max(count - 1, 0), 2, h, w)
+    backward = torch.zeros_like(forward)
+    engine: Any = cv2.DISOpticalFlow.create(_PRESETS[preset])
+    for t, (current, following) in enumerate(itertools.pairwise(greys)):
+        forward[t] = _to_tensor(engine.calc(current, following, None), h, w)
+        backward[t] = _to_tensor(engine.calc(following, current, None), h, w)
+        on_step(t + 1, count - 1)
+    return forward, backward
+
+
+def grey(frame: Tensor) -> np.ndarray:
     """Return a frame (3, H, W) in [0, 1] as uint8 grey, no side shorter than :data:`SMALLEST_SIDE`."""
     image = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    down, right = (max(SMALLEST_SIDE - side, 0) for side in grey.shape)
+    single = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    down, right = (max(SMALLEST_SIDE - side, 0) for side in single.shape)
     if down or right:
-        grey = cv2.copyMakeBorder(grey, 0, down, 0, right, cv2.BORDER_REPLICATE)
-    return grey
+        single = cv2.copyMakeBorder(single, 0, down, 0, right, cv2.BORDER_REPLICATE)
+    return single
 
 
 def _to_tensor(flow: np.ndarray, h: int, w: int) -> Tensor:

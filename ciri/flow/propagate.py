@@ -9,16 +9,19 @@ Dimensions: t frames, n covered pixels of one frame, h w pixels. Positions and f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.flow.completion import complete_flow, membrane
-from ciri.flow.dis import Preset, consistency, neighbour_flow
+from ciri.flow.dis import consistency, grey, grey_flow
+from ciri.flow.sampling import PixelTable, bilinear, interpolate
 from ciri.parallel import both
 from ciri.progress import OnStep, ignore, part
 
@@ -168,9 +171,9 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
     table = PixelTable(frames, visible)
 
-    def search(watched: Tensor, margin: int, preset: Preset, on_step: OnStep) -> Candidates:
+    def search(greys: Iterable[np.ndarray], margin: int, on_step: OnStep) -> Candidates:
         """Measure flow on a clip, complete it around the target, and follow it to the sources."""
-        forward, backward = neighbour_flow(watched, preset=preset, on_step=part(on_step, 0.0, 0.6))
+        forward, backward = grey_flow(greys, (len(frames), *frames.shape[2:]), on_step=part(on_step, 0.0, 0.6))
         complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
         after, before = both(
             lambda tick: follow(forward, backward, visible, covered, ahead=True, on_step=tick),
@@ -179,9 +182,12 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
         )
         return Candidates(frames, visible, table, covered, before, after, forward, backward)
 
-    found = search(frames, WIDE_MARGIN, "medium", part(on_step, 0.0, 1 / passes))
+    greys: Iterable[np.ndarray] = (grey(frame) for frame in frames)
+    margin = WIDE_MARGIN
     if passes > 1:
-        found = search(_without_target(found), NARROW_MARGIN, "medium", part(on_step, 0.5, 1.0))
+        # what the rough round found is let go before the next one begins: it is as large
+        greys, margin = _without_target(search(greys, margin, part(on_step, 0.0, 0.5))), NARROW_MARGIN
+    found = search(greys, margin, part(on_step, 1 - 1 / passes, 1.0))
     for source in (*found.before, *found.after):
         # an address shifted along a seam can end up among hidden pixels
         _, share = table.sample(source.frame, source.position)
@@ -189,17 +195,17 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     return found
 
 
-def _without_target(rough: Candidates) -> Tensor:
-    """Return the clip (T, 3, H, W) with every frame roughly filled."""
+def _without_target(rough: Candidates) -> list[np.ndarray]:
+    """Return the clip in grey, with every frame roughly filled."""
     count = len(rough.frames)
-    clip = rough.frames.clone()
+    greys: list[np.ndarray] = [np.empty(0)] * count
 
     def fill(some: range, _: OnStep) -> None:
         for t in some:
-            clip[t] = _rough_fill(rough, t)
+            greys[t] = grey(_rough_fill(rough, t))
 
     both(partial(fill, range(count // 2)), partial(fill, range(count // 2, count)), ignore)
-    return clip
+    return greys
 
 
 def _rough_fill(candidates: Candidates, t: int) -> Tensor:
@@ -320,56 +326,3 @@ def hand_over(index: Tensor, flow: Tensor, inverse: Tensor, neighbour: Addresses
         torch.where(same[:, None], between, shifted),
         neighbour.error[flat] + astray,
     )
-
-
-def bilinear(points: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Return the flat indices (n, 4) and the weights (n, 4) of the pixels around points (n, 2) inside the frame."""
-    x, y = points.unbind(-1)
-    left, top = x.long().clamp(max=max(w - 2, 0)), y.long().clamp(max=max(h - 2, 0))
-    part_x, part_y = x - left, y - top
-    right, down = int(w > 1), w * int(h > 1)
-    corners = (top * w + left)[:, None] + torch.tensor([0, right, down, down + right])
-    across = torch.stack([1 - part_x, part_x], 1)
-    weights = torch.cat([across * (1 - part_y)[:, None], across * part_y[:, None]], 1)
-    return corners, weights
-
-
-def interpolate(table: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
-    """Return (n, C), the weighted sums of rows of ``table`` (pixels, C) at corners (n, 4)."""
-    # one fused gather-and-sum: several times faster than indexing and summing
-    return F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights)
-
-
-class PixelTable:
-    """All pixels of a clip that may be copied, as rows to gather from.
-
-    A row holds red, green, blue and 1 where the pixel may be copied, and zeros where it may not, so that bilinear
-    samples at the rim of a hole can be made of the pixels on the right side of it alone.
-    """
-
-    def __init__(self, frames: Tensor, visible: Tensor) -> None:
-        """Take frames (T, 3, H, W) and visible, bool (T, H, W)."""
-        _, _, self.h, self.w = frames.shape
-        self.rows = torch.cat([frames * visible[:, None], visible[:, None]], 1).permute(0, 2, 3, 1).reshape(-1, 4)
-        self.limit = torch.tensor([self.w - 1, self.h - 1]).float()
-
-    def sample(self, frame: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Return colours (n, 3) at positions (n, 2), and how much of each sample may be copied, (n,) in [0, 1].
-
-        Frames below 0 give what frame 0 holds: the caller knows that these have no source.
-        """
-        corners, weights = bilinear(position.clamp(min=torch.zeros(2), max=self.limit), self.h, self.w)
-        corners += (frame.clamp(min=0) * (self.h * self.w))[:, None]
-        values = interpolate(self.rows, corners, weights)
-        share = values[:, 3]
-        return values[:, :3] / share.clamp(min=1e-6)[:, None], share
-
-    def add(self, t: int, index: Tensor, colours: Tensor) -> None:
-        """Let pixels of frame t, flat indices (n,), be copied from now on, with these colours (n, 3)."""
-        at = t * self.h * self.w + index
-        self.rows[at, :3], self.rows[at, 3] = colours, 1.0
-
-    def shown(self, t: int) -> Tensor:
-        """Return bool (H, W): the pixels of frame t that may be copied."""
-        size = self.h * self.w
-        return self.rows[t * size : (t + 1) * size, 3].view(self.h, self.w) > 0

@@ -32,7 +32,7 @@ OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -
 #: Known pixels around the covered ones that are worked on with them.
 RIM = 2
 #: What a clip takes besides itself and the result, in bytes for each pixel of each frame (measured).
-BYTES_PER_PIXEL = 110
+BYTES_PER_PIXEL = 65
 #: Memory in bytes beyond which a clip is worked on in segments.
 MEMORY = 8 * 2**30
 
@@ -141,6 +141,7 @@ class _Canvas:
         self.candidates = candidates
         self.h, self.w = candidates.frames.shape[2:]
         self.best: dict[int, Addresses] = {}
+        self.painted: set[int] = set()
 
     def nowhere(self, t: int) -> Tensor:
         """Return bool (n,), the covered pixels of frame t that are hidden and that no other frame shows."""
@@ -212,8 +213,9 @@ class _Canvas:
             ),
         )
         self.best[t] = best
-        if known is not None and known - 1 in self.best and known + 1 in self.best:
-            del self.best[known]  # both its neighbours are painted
+        self.painted.add(t)
+        if known is not None and {known - 1, known + 1} <= self.painted:
+            del self.best[known]  # nobody will ask for it again
 
     def _blend(self, t: int, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor, Tensor]:
         """Return frame t with the sources blended in, and bool, of the box: what was filled, and what has no source."""
