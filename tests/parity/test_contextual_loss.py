@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ciri.refinement.contextual import contextual_loss, contextual_similarity
+from ciri.refinement.regions import Comparison, image_space_points, keep_features
 from ciri.refinement.vgg import VGG19Features
+from ciri.residue.base import Box
 from tests.parity.fixtures import documents, find
 from tests.parity.seeded_weights import seeded_state_dict
 
@@ -15,6 +17,13 @@ VALUES, WHOLE_VALUES, WHOLE_GRADIENTS = 1e-4, 1e-3, 1e-2
 
 FIXTURES = {name[0]: find("contextual_loss", tensors=[name]) for name in ("A.in.x", "B.in.x", "C.in.col_weights")}
 TAPS = find("contextual_loss", tensors=["D.in.rgb_u8"])
+PATHS = find("contextual_loss", tensors=["E.in.boxes_xywh"])
+#: Side of the fixtures' crops.
+SIZE = 96
+ORDERS = {
+    "prediction rows": ("pred_rows_template_cols", "pred_rows"),
+    "template rows": ("template_rows_pred_cols", "template_rows"),
+}
 KEYS = [d for d in documents("contextual_loss") if "keys" in d]
 
 
@@ -35,7 +44,7 @@ def close(got, expected, share):
 
 
 def test_there_are_fixtures():
-    assert all(FIXTURES.values()) and TAPS
+    assert all(FIXTURES.values()) and TAPS and PATHS
 
 
 @pytest.mark.parametrize("fixture", FIXTURES["A"], ids=str)
@@ -99,3 +108,41 @@ def test_the_state_dict_is_the_published_one(keys):
 def test_features_after_and_before_the_activation(fixture, tap):
     network = network_of(fixture.meta["seed"], fixture.meta["gain"], tap == "post")
     close(network(fixture["D.in.rgb_u8"] / 255)[:, ::4], fixture[f"D.out.conv3_2_{tap}_relu_c::4"], VALUES)
+
+
+def inputs_of(fixture):
+    """Both frames (3, h, w), both masks (1, h, w), both boxes."""
+    frames = [fixture[f"E.in.frame{which}_rgb_u8"][0].float() / 255 for which in "1t"]
+    masks = [fixture["E.in.mask1_u8"][0].float(), fixture["E.in.soft_mask_t"][0].requires_grad_()]
+    return frames, masks, [Box(*box) for box in fixture["E.in.boxes_xywh"].tolist()]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("fixture", PATHS, ids=str)
+def test_regions_painted_free_in_the_picture(fixture, order):
+    network = network_of(fixture.meta["seed"], fixture.meta["gain"])
+    frames, masks, boxes = inputs_of(fixture)
+    template, prediction = (
+        image_space_points(network, *given, size=SIZE) for given in zip(frames, masks, boxes, strict=True)
+    )
+    assert [len(template), len(prediction)] == fixture["E.out.n_points_template_pred"].tolist()
+    expect(contextual_loss(prediction, template, order=order), masks[1], fixture, "E", order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("fixture", PATHS, ids=str)
+def test_regions_as_weights_of_kept_features(fixture, order):
+    network = network_of(fixture.meta["seed"], fixture.meta["gain"])
+    frames, masks, boxes = inputs_of(fixture)
+    template, frame = (keep_features(network, *given, size=SIZE) for given in zip(frames, boxes, strict=True))
+    loss = Comparison(template, masks[0], frame, order=order).loss(masks[1])
+    expect(loss, masks[1], fixture, "F", order)
+
+
+def expect(loss, mask, fixture, path, order):
+    value, gradient = (
+        f"{path}.out.{kind}_{name}" for kind, name in zip(("cx", "dloss_dmask"), ORDERS[order], strict=True)
+    )
+    (got,) = torch.autograd.grad(loss, mask)
+    close((-loss.detach()).exp(), fixture[value], WHOLE_VALUES)
+    close(got, fixture[gradient][0], WHOLE_GRADIENTS)

@@ -1,0 +1,194 @@
+"""What enters the contextual loss: the annotated target and the predicted region of a frame, as feature vectors.
+
+The predicted region has to depend on the soft mask in a way that can be differentiated; the box around it is data.
+
+- Image space (the paper's X^pred): what is outside the mask is painted over, and the crop goes through the extractor.
+- Kept features (far cheaper): the untouched crop goes through the extractor once, and the mask only weighs its cells.
+
+Dimensions: n cells, c channels, h w pixels, s pixels of a crop's side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciri.errors import CiriError
+from ciri.refinement.contextual import BANDWIDTH, Order, contextual_loss, distances_to, negative_log, similarity_of
+from ciri.residue.base import Box
+from ciri.residue.crops import crop, window_around
+
+#: Side of the crops in pixels. At stride 4 that is 1024 cells; four times as many are 16 times the work.
+SIZE = 128
+#: The box of a frame is this much larger than that of its first mask: what was missed has to be inside to be gained.
+MARGIN = 1.3
+#: Cells that are compared at most, on each side.
+MOST_CELLS = 1024
+
+
+class FeatureExtractor(Protocol):
+    """Frozen features in which appearance is compared: VGG-19's, or a smaller network's.
+
+    Attributes:
+        name: short name.
+        fill: RGB in [0, 1], painted over what does not belong to a region.
+    """
+
+    name: str
+    fill: tuple[float, float, float]
+
+    def __call__(self, crops: Tensor) -> Tensor:
+        """RGB (N, 3, s, s) in [0, 1] -> (N, c, s / stride, s / stride), cells spread evenly over the crop."""
+        ...
+
+
+def enlarged(box: Box, factor: float = MARGIN) -> Box:
+    """A box that is so many times larger, about the same centre."""
+    return window_around(box, factor, isotropic=False)
+
+
+def image_space_points(
+    extractor: FeatureExtractor, frame: Tensor, mask: Tensor, box: Box, *, size: int = SIZE
+) -> Tensor:
+    """Vectors (n, c) of the region of a frame, from the frame with everything else painted over.
+
+    Gradients reach the mask through the picture. Which cells are taken (more than half of the cell is inside) is not
+    differentiated, so a region can only lose or gain within them.
+
+    Args:
+        frame: float32 (3, h, w) in [0, 1].
+        mask: float32 (1, h, w) in [0, 1].
+        box: the crop.
+        size: its side after resizing, in pixels.
+
+    Returns:
+        (n, c); n is 0 where no cell is taken.
+    """
+    fill = frame.new_tensor(extractor.fill)
+    shown = mask * frame + (1 - mask) * fill[:, None, None]
+    features = extractor(crop(shown[None], [box], size, fill))
+    taken = cell_weights(mask.detach(), box, (features.shape[2], features.shape[3]), size=size) > 0.5
+    return features[0].flatten(1).T[taken]
+
+
+def cell_weights(mask: Tensor, box: Box, grid: tuple[int, int], *, size: int = SIZE) -> Tensor:
+    """How much of each cell of a crop belongs to a mask (1, h, w): (n,) in [0, 1], row by row; differentiable."""
+    resized = crop(mask[None], [box], size, mask.new_zeros(1))
+    return F.adaptive_avg_pool2d(resized, grid).flatten()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Features of an untouched crop, computed once.
+
+    Attributes:
+        points: (n, c), detached.
+        grid: rows and columns, n in all.
+        box: where it was cut.
+        size: side in pixels of what went through the extractor.
+    """
+
+    points: Tensor
+    grid: tuple[int, int]
+    box: Box
+    size: int
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """How much of each cell belongs to a mask (1, h, w) of the whole frame: (n,), differentiable."""
+        return cell_weights(mask, self.box, self.grid, size=self.size)
+
+
+@torch.no_grad()
+def keep_features(extractor: FeatureExtractor, frame: Tensor, box: Box, *, size: int = SIZE) -> Crop:
+    """Return the features of a box of a frame (3, h, w) in [0, 1], as they are without any mask."""
+    features = extractor(crop(frame[None], [box], size, frame.new_tensor(extractor.fill))).float()
+    return Crop(features[0].flatten(1).T.contiguous(), (features.shape[2], features.shape[3]), box, size)
+
+
+class Comparison:
+    """The contextual loss of one frame's mask: everything that does not depend on that mask is computed once.
+
+    Args:
+        template: features about the target in the annotated frame.
+        template_mask: float32 (1, h, w), the annotated mask.
+        frame: features of the frame, of a box that leaves room to grow (:func:`enlarged`).
+        order, bandwidth: as :func:`ciri.refinement.contextual.contextual_loss` takes them.
+        most_cells: how many cells are compared on each side; more are sub-sampled.
+
+    Raises:
+        CiriError: the annotated mask is empty in the template's box, or features of two extractors.
+    """
+
+    def __init__(
+        self,
+        template: Crop,
+        template_mask: Tensor,
+        frame: Crop,
+        *,
+        order: Order = "symmetric",
+        bandwidth: float = BANDWIDTH,
+        most_cells: int = MOST_CELLS,
+    ) -> None:
+        self.frame, self.order, self.bandwidth, self.most_cells = frame, order, bandwidth, most_cells
+        weights = template.weights(template_mask.detach()).to(template.points)
+        inside = weights > 0
+        if not inside.any():
+            raise CiriError(
+                "The annotated mask is empty where the target's features were taken. Paint the object on the frame."
+            )
+        self._points, self._weights = template.points[inside], weights[inside]
+        self._kept: tuple[int, Tensor] | None = None
+
+    def loss(self, mask: Tensor, *, draw: int = 0) -> Tensor:
+        """Return Eq. 8 for a soft mask (1, h, w) of the whole frame; gradients reach the mask.
+
+        Args:
+            mask: float32 in [0, 1].
+            draw: number of the sub-sample where there are too many cells. Take another one every step, and the same
+                for values that are compared.
+        """
+        given = self.frame.weights(mask)
+        mine, theirs = self._sample(len(given), draw), self._sample(len(self._weights), draw)
+        if self.order == "prediction rows":
+            return self._prediction_rows(given[mine], mine, theirs, draw)
+        return contextual_loss(
+            self.frame.points[mine],
+            self._points[theirs],
+            prediction_weights=given[mine],
+            template_weights=self._weights[theirs],
+            order=self.order,
+            bandwidth=self.bandwidth,
+        )
+
+    def _prediction_rows(self, weights: Tensor, mine: Tensor, theirs: Tensor, draw: int) -> Tensor:
+        """The one order in which the mean is the template's, so that no distance depends on the mask."""
+        columns = self._weights[theirs]
+        if self._kept is None or self._kept[0] != draw:
+            self._kept = draw, distances_to(self.frame.points[mine], self._points[theirs], columns)
+        return negative_log(
+            similarity_of(self._kept[1], row_weights=weights, column_weights=columns, bandwidth=self.bandwidth)
+        )
+
+    def _sample(self, count: int, draw: int) -> Tensor:
+        """Numbers of the cells that are compared; the same for the same draw."""
+        if count <= self.most_cells:
+            return torch.arange(count, device=self._points.device)
+        generator = torch.Generator().manual_seed(draw)
+        return torch.randperm(count, generator=generator)[: self.most_cells].sort().values.to(self._points.device)
+
+
+def informative(losses: list[float], tolerance: float = 1.5) -> list[bool]:
+    """Which frames' contextual loss says something: those not above the clip's median by more than the tolerance.
+
+    Where a target has changed its looks, the loss pulls the mask to the parts that still look like the annotated frame.
+    """
+    numbers = [loss for loss in losses if math.isfinite(loss)]
+    if not numbers:
+        return [False] * len(losses)
+    limit = float(torch.tensor(numbers).median()) + tolerance
+    return [math.isfinite(loss) and loss <= limit for loss in losses]
