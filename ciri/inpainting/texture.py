@@ -24,6 +24,8 @@ THIN = 3.0
 COARSEST = 4.0
 #: Rounds of matching and voting per level, and of propagation and random search per matching.
 ROUNDS, SEARCHES = 3, 2
+#: Rows of patches that are cut out at a time.
+STRIP = 32
 #: Known pixels around the hole in which matches are looked for: this many times the hole's half width, at least.
 CONTEXT, LEAST_CONTEXT = 2.5, 24
 
@@ -78,6 +80,18 @@ def _pyramid(image: Tensor, missing: Tensor, deepest: float) -> Tensor:
     return estimate
 
 
+def _patches(image: Tensor) -> Tensor:
+    """Return the patch around every pixel of an image (3, h, w): float32 (h w, p)."""
+    _, h, w = image.shape
+    padded = F.pad(image[None], (RADIUS,) * 4, mode="replicate")
+    patches = image.new_empty(h * w, 3 * PATCH * PATCH)
+    # in strips: patches are the largest thing here, and turning them all at once would hold them twice
+    for top in range(0, h, STRIP):
+        bottom = min(top + STRIP, h)
+        patches[top * w : bottom * w] = F.unfold(padded[..., top : bottom + 2 * RADIUS, :], PATCH)[0].T
+    return patches
+
+
 class _Search:
     """Matching and voting on one level of the pyramid; matches are a dense (h, w, 2) field of (y, x)."""
 
@@ -105,8 +119,7 @@ class _Search:
 
     def round(self, image: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image (3, h, w) and the matches after one matching and one voting."""
-        padded = F.pad(image[None], (RADIUS,) * 4, mode="replicate")
-        patches = F.unfold(padded, PATCH)[0].T.contiguous()  # (h w, p)
+        patches = _patches(image)
         wanted = patches[self.pixels[:, 0] * self.w + self.pixels[:, 1]]
 
         def cost(candidate: Tensor) -> Tensor:
