@@ -2,6 +2,7 @@
 
     python benchmarks/inpainting.py                                             # T = 36, every backbone, fp32 and bf16
     python benchmarks/inpainting.py --backbones e2fgvi --frames 300 --precisions fp32 --references 6
+    python benchmarks/inpainting.py --backbones dstt --frames 60 300 --references 6 --forms driver   # memory growth
     python benchmarks/inpainting.py --backbones e2fgvi_hq --frames 24 --sizes 1920x1080 --crop --forms driver
 
 Two forms of each network, each in a process of its own, so that its peak memory is its own:
@@ -16,7 +17,8 @@ window of each kind is run and counted as often as that kind occurs. ``--every-w
 both forms' predictions for these windows inside the hole, before composition.
 
 "s/frame" is processor time of all threads, which other work on the machine hardly disturbs; "wall" is the clock's. The
-ratios are of processor time. Weights are from a seed unless given: they cost the same time.
+ratios are of processor time. "memory growth" is the memory apart from the clip, its masks and the result, over what the
+first number of frames in the table needs of it. Weights are from a seed unless given: they cost the same time.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from ciri.inpainting.windows import Schedule, Window
 from ciri.precision import PRECISIONS
 
 COLUMNS = ("backbone", "form", "precision", "size", "T", "refs", "s/frame", "wall", "encode", "flow", "window")
-COLUMNS += ("peak MB", "without clip", "times faster", "PSNR dB")
+COLUMNS += ("peak MB", "without clip", "memory growth", "times faster", "PSNR dB")
 
 
 # ------------------------------------------------------------------------------------------- what is measured
@@ -307,6 +309,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         plain, driver = str(Path(folder, "plain.pt")), str(Path(folder, "driver.pt"))
         reference: dict[str, Any] | None = None
+        shortest: dict[tuple[Any, ...], int] = {}
         for setting in settings(args):
             own = setting["form"] == "plain"
             found = run_apart(setting | {"save": plain if own else driver})
@@ -315,6 +318,8 @@ def main() -> int:
             if found is None:
                 continue
             shown = setting | found | {"T": setting["frames"]}
+            kind = tuple(setting.get(name) for name in ("backbone", "form", "precision", "size", "references"))
+            shown["memory growth"] = found["without clip"] / shortest.setdefault(kind, found["without clip"])
             if reference and not own:
                 shown["times faster"] = reference["s/frame"] / found["s/frame"]
                 if not setting["crop"]:

@@ -9,6 +9,7 @@ down (benchmarks/plain_propagation.py): float32, frame by frame. ``stcn-whole`` 
 ``stcn`` decodes where the memory sees the target, so its time depends on the target's size (column "decoded").
 Weights from a seed cost the same time as trained ones, but their masks mean nothing: give --weights to judge a crop.
 
+"growth" is the memory without the clip and its masks over what the first number of frames in the table needs of it.
 Processor seconds are printed besides wall seconds: on a shared machine only they can be compared.
 """
 
@@ -39,6 +40,7 @@ COLUMNS = (
     "decoded",
     "peak MB",
     "without clip",
+    "growth",
 )
 
 
@@ -192,7 +194,7 @@ def main() -> int:
         return 0
     widths = [max(12, len(name)) for name in COLUMNS]
     print("  ".join(name.rjust(width) for name, width in zip(COLUMNS, widths, strict=True)))
-    failed = 0
+    failed, shortest = 0, {}
     for setting in settings(args):
         child = subprocess.run(
             [sys.executable, __file__, "--one", json.dumps(setting)],
@@ -205,6 +207,8 @@ def main() -> int:
             print(f"{setting['propagator']}: {child.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
         row = {**setting, **json.loads(child.stdout.splitlines()[-1])}
+        kind, memory = (row["propagator"], row["precision"], row["size"]), float(row["without clip"])
+        row["growth"] = f"{memory / shortest.setdefault(kind, memory):.2f}"
         print("  ".join(str(row[name]).rjust(w) for name, w in zip(COLUMNS, widths, strict=True)), flush=True)
     return failed
 

@@ -5,11 +5,13 @@ import pickle
 import pytest
 import torch
 
+from benchmarks.propagation import synthetic_clip
 from ciri.errors import CheckpointError
 from ciri.precision import choose_dtype, cpu_speedup_of_bfloat16, fingerprint, inference_copy
 from ciri.propagation import registry
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.stcn import STCN, build_stcn, load_stcn
+from tests.parity.seeded_weights import seeded_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,24 @@ def test_the_half_precision_twin_gives_float32_keys_and_logits(network):
     assert key.dtype == logits.dtype == torch.float32
     assert (key - expected_key).norm() < 0.03 * expected_key.norm()
     assert (logits - expected).norm() < 0.03 * expected.norm()
+
+
+def test_half_precision_moves_the_masks_of_a_clip_by_less_than_half_a_percent():
+    """On weights that react to the mask as the parity fixtures' do; keys rounded to 8 bits would move them by more."""
+    network = STCN()
+    own = network.state_dict()
+    state = seeded_state_dict(own, 101)
+    for prefix, gain in (("key_proj.", 2.0), ("value_encoder.conv1.", 8.0)):
+        state |= seeded_state_dict({key: own[key] for key in own if key.startswith(prefix)}, 101, gain)
+    network.load_state_dict(state)
+    frames, first = synthetic_clip(5, 96, 160)
+    exact, rounded = (
+        MemoryPropagator(network, precision=precision, store_above=None).propagate(frames, first, [0]).probs[1:]
+        for precision in ("fp32", "bf16")
+    )
+    assert 0.05 < (exact > 0.5).float().mean() < 0.95
+    assert 0 < (exact - rounded).abs().mean() < 2e-3
+    assert ((exact > 0.5) != (rounded > 0.5)).flatten(1).float().mean(1).max() < 5e-3
 
 
 def test_a_crop_with_the_margin_decodes_as_the_whole(network):
