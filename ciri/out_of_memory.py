@@ -13,6 +13,15 @@ import torch
 
 T = TypeVar("T")
 
+#: Called with the height and width of the frames that a network is about to see. A program that holds other models
+#: makes room there.
+BeforeRun = Callable[[int, int], object]
+
+
+def nothing(height: int, width: int) -> None:
+    """The :data:`BeforeRun` of a program that has nothing to give way."""
+
+
 #: How PyTorch's CPU allocator, which raises a plain RuntimeError, words it on Linux and on Windows.
 CPU_WORDS = ("can't allocate memory", "not enough memory")
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from comfy_api.latest import io
 
 from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
+from ._room import make_room
 from ._weights import options, path_of, state_of
 from .backbones import CATEGORY_BACKBONES
 
@@ -114,6 +115,7 @@ class PublishedBackbone(io.ComfyNode):
                 mode=choose(mode, MODES, "mode"),
                 published=choose(composition, COMPOSITION, "composition") == "published",
             )
+        backbone.before_run = make_room
         return io.NodeOutput(backbone)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ._adapt import PropagatorSocket, building_network, choose, device, plain_errors
+from ._room import make_room
 from ._weights import options, path_of, state_of
 from .propagators import CATEGORY_PROPAGATORS
 
@@ -102,4 +103,5 @@ class PropagatorSTCN(io.ComfyNode):
                 memory_budget=memory_frames,
                 short_side=working_size,
             )
+        propagator.before_run = make_room
         return io.NodeOutput(propagator)

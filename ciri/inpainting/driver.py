@@ -24,7 +24,7 @@ from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blending import Blend, PublishedBlend, SmoothBlend
 from ciri.inpainting.network import Features, WindowNetwork
 from ciri.inpainting.windows import Schedule, Window, without_holes
-from ciri.out_of_memory import is_out_of_memory, repeat_smaller
+from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller
 from ciri.progress import OnStep, ignore
 
 #: How the map reaches the network. "hard": hole pixels are grey, as the published weights were trained. "blend": the
@@ -71,6 +71,9 @@ class WindowBackbone:
         published: compose as the published programs do, with their 8-bit rounding, and binarise the map at 0 as they
             do; otherwise blend windows smoothly.
         trained_for: what these weights were trained for, where that differs from the published ones.
+
+    Attributes:
+        before_run: called with the frames' height and width before a run; may free memory for it.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class WindowBackbone:
         self.schedule = schedule or (Schedule() if published else Schedule(num_ref=DEFAULT_REFERENCES))
         self.mode = mode
         self.published = published
+        self.before_run: BeforeRun = nothing
         self.facts: BackboneFacts = network.facts
         if trained_for is not None:
             self.facts = replace(network.facts, trained_for=trained_for)
@@ -141,6 +145,8 @@ class WindowBackbone:
         Raises:
             OutOfMemoryError: even the smallest work unit does not fit.
         """
+        height, width = frames[[0]].shape[2:]
+        self.before_run(int(height), int(width))
         has_hole = [bool((inactivation[[i]] > 0).any()) for i in range(len(frames))]
         windows = self.windows(has_hole)
         last_use = {i: number for number, window in enumerate(windows) for i in window.frames}

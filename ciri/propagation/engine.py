@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ciri.errors import MaskError, OutOfMemoryError
-from ciri.out_of_memory import is_out_of_memory
+from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing
 from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore
 from ciri.propagation.base import LOST_BELOW, MaskTrack
@@ -62,6 +62,9 @@ class MemoryPropagator:
         directions: which ways to go from an annotated frame, of "forward" and "backward".
         cache_bytes: how much to keep of frame features between calls.
         batch: frames encoded at once; None: 1 on the CPU (more brings nothing there), 4 elsewhere.
+
+    Attributes:
+        before_run: called with the height and width that frames are worked on at, before a run; may free memory for it.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class MemoryPropagator:
         self.short_side = short_side
         self.directions = tuple(directions)
         self.batch = batch
+        self.before_run: BeforeRun = nothing
         self.policy = MemoryPolicy(max(1, memory_every), include_last, memory_budget, crop_decoding, store_above)
         self._cache = FeatureCache(cache_bytes)
         self._twin: tuple[object, MemoryNetwork] | None = None
@@ -150,10 +154,11 @@ class MemoryPropagator:
         self, frames: Tensor, annotated: dict[int, dict[int, Tensor]], objects: int, on_step: OnStep
     ) -> ObjectTracks:
         length, _, height, width = frames.shape
+        geometry = Geometry(height, width, self.network.stride, self.short_side)
+        self.before_run(*geometry.outer)
         network, weights, device = self._ready()
         self._cache.new_call()
         units = WorkUnits(self.batch or (1 if device.type == "cpu" else 4), relieve=self._cache.give_way)
-        geometry = Geometry(height, width, network.stride, self.short_side)
         clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, units=units)
         blend = _Blend(length, objects, (height, width), frames.device, annotated)
         steps = [{"forward": 1, "backward": -1}[d] for d in self.directions]

@@ -79,6 +79,24 @@ def test_the_report_counts_frames_and_windows_that_are_filled(run, models):
         assert f"filled {frames} frames" in report and windows in report
 
 
+def test_other_models_give_way_before_a_run_on_a_device_of_its_own_memory(nodes, run, models, monkeypatch):
+    import comfy.model_management as management
+
+    put_sttn(models)
+    backbone = run("CIRI_BackboneSTTN", weights="sttn.pth", precision="fp32").result[0]
+    asked = []
+    monkeypatch.setattr(management, "free_memory", lambda amount, device: asked.append((amount, device)))
+    images, masks = torch.rand(2, 50, 60, 3), torch.zeros(2, 50, 60)
+    masks[:, 20:30, 20:40] = 1
+    given = {"images": images, "inactivation": masks, "backbone": backbone}
+    run("CIRI_InactivationInpaint", **given)
+    assert asked == []
+    monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("cuda:0"))
+    run("CIRI_InactivationInpaint", **given)
+    # 50 x 60 is padded to multiples of 48
+    assert asked == [(96 * 96 * 20_000, torch.device("cuda:0"))]
+
+
 def test_a_vanished_file_and_unknown_options_are_refused(run, models):
     with pytest.raises(CheckpointError, match=r"gone\.pth"):
         run("CIRI_BackboneSTTN", weights="gone.pth")

@@ -221,6 +221,15 @@ def test_progress_counts_frames_and_may_stop_the_work():
     torch.testing.assert_close(again.probs, whole.probs, rtol=0, atol=0)
 
 
+def test_room_may_be_made_before_a_run():
+    frames, masks = moving_square(3, 99, 64)
+    propagator, asked = engine(short_side=48), []
+    propagator.before_run = lambda height, width: asked.append((height, width, len(propagator.network.encoded)))
+    propagator.propagate(frames, masks[:1], [0])
+    copy.deepcopy(propagator).propagate(frames, masks[:1], [0])
+    assert [size[:2] for size in asked] == [(76, 48)] * 2 and asked[0][2] == 0
+
+
 def test_nothing_that_was_given_is_changed():
     frames, masks = moving_square(6)
     before, propagator = (frames.clone(), masks.clone()), engine()
