@@ -16,6 +16,7 @@ How to add a node
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention import ComplementaryAttention, FuseInactivation
 from .backbones import BackboneFlow
 from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseFormer, BackboneSTTN
 from .compare import CompareVideo, MaskOverlay
@@ -34,6 +35,8 @@ NODES: list[type[io.ComfyNode]] = [
     BackboneFuseFormer,
     BackboneDSTT,
     BackboneSTTN,
+    ComplementaryAttention,
+    FuseInactivation,
     InactivationInpaint,
     MaskOverlay,
     CompareVideo,

@@ -18,14 +18,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ciri.errors import CiriError, ClipError, MaskError
-from ciri.frames import check_clip, check_masks
+from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks
 from ciri.progress import OnStep
 
 CATEGORY = "CIRI"
 
-#: One type for every propagator and one for every backbone, so that swapping is replacing one node.
+#: One type for every propagator, backbone and residue detector, so that swapping is replacing one node.
 PropagatorSocket = io.Custom("CIRI_PROPAGATOR")
 BackboneSocket = io.Custom("CIRI_BACKBONE")
+DetectorSocket = io.Custom("CIRI_DETECTOR")
 
 
 # ------------------------------------------------------------------------------------------------ tensors
@@ -53,6 +54,27 @@ def to_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[st
             "(from Propagate mask), or a single one."
         )
     return checked, notes
+
+
+def same_clip(other: Tensor, clip: Tensor) -> Tensor:
+    """Return a clip of as many frames of the same size as the given one.
+
+    Raises:
+        ClipError: it is another.
+    """
+    if other.shape != clip.shape:
+        sizes = [f"{len(c)} frames of {c.shape[3]}x{c.shape[2]}" for c in (other, clip)]
+        raise ClipError(f"The inpainted clip has {sizes[0]} and images has {sizes[1]}; both have to be the same clip.")
+    return other
+
+
+def to_annotation(first_mask: Tensor, painted_frame: int, clip: Tensor) -> tuple[Tensor, int, list[str]]:
+    """Return the painted mask, float32 (1, 1, H, W), the frame it belongs to, and notes on what was changed."""
+    mask, notes = check_masks(first_mask, *clip.shape[2:], what="first mask")
+    if len(mask) != 1:
+        raise MaskError(f"first_mask holds {len(mask)} masks; expected the one that was painted.")
+    check_annotation(mask)
+    return mask, check_key_frames([painted_frame], 1, len(clip))[0], notes
 
 
 def to_image(clip: Tensor) -> Tensor:

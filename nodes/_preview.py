@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
+from ciri.heat import heat
+
 #: Longest side of a preview in pixels.
 PREVIEW_SIDE = 640
+#: Slower than most footage: these previews are there to judge masks and maps.
+PREVIEW_FPS = 12
 
 
 def preview_size(clip: Tensor) -> Tensor:
@@ -20,6 +24,11 @@ def preview_size(clip: Tensor) -> Tensor:
     height, width = clip.shape[2:]
     scale = PREVIEW_SIDE / max(height, width)
     return clip if scale >= 1 else _resized(clip, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def heat_preview(frames: Tensor, values: Tensor, masks: Tensor) -> Tensor:
+    """A map (T, 1, H, W) as heat over a small copy of the clip, the masks outlined."""
+    return heat(preview_size(frames), preview_size(values), outline=preview_size(masks))
 
 
 def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ciri.propagation.base import MaskTrack
 
 
@@ -14,10 +16,6 @@ def describe_track(track: MaskTrack, name: str, notes: list[str]) -> str:
         *notes,
         *track.notes,
     ]
-    rows = []
-    for start in range(0, len(confidence), 10):
-        row = confidence[start : start + 10]
-        rows.append(f"{start}-{start + len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row))
     return "\n".join(
         [
             f"{name}: {len(confidence)} frames, mean confidence {confidence.mean():.2f}, "
@@ -27,9 +25,18 @@ def describe_track(track: MaskTrack, name: str, notes: list[str]) -> str:
             "",
             "Confidence by frame:",
             "",
-            *(f"- {row}" for row in rows),
+            *rows_of_ten(confidence, 2),
         ]
     )
+
+
+def rows_of_ten(values: Tensor, digits: int) -> list[str]:
+    """A list of Markdown: ten frames' numbers a line."""
+    rows = []
+    for start in range(0, len(values), 10):
+        row = values[start : start + 10]
+        rows.append(f"- {start}-{start + len(row) - 1}: " + " ".join(f"{value:.{digits}f}" for value in row))
+    return rows
 
 
 def ranges(numbers: list[int]) -> str:

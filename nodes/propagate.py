@@ -12,11 +12,8 @@ from ciri.frames import check_annotation, check_key_frames, check_masks
 from ciri.propagation.base import Propagator
 
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask
-from ._preview import PREVIEW_SIDE, preview_size, video_preview
+from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
 from ._report import describe_track
-
-#: Slower than most footage: the preview is there to judge the masks.
-PREVIEW_FPS = 12
 
 
 class PropagateMask(io.ComfyNode):

@@ -1,14 +1,15 @@
 """Makes the pictures of the help pages and the workflow thumbnails from the bundled clip.
 
-    .venv/bin/python -m scripts.make_pictures
+    .venv/bin/python -m scripts.make_pictures [PART OF A PATH ...]
 
-Writes ``web/docs/<node>/picture.jpg`` and ``workflows/<name>.jpg``. A new node adds one function and one line to
-``PICTURES``.
+Writes ``web/docs/<node>/picture.jpg`` and ``workflows/<name>.jpg``: all, or those whose path holds one of the parts. A
+new node adds one function and one line to ``PICTURES``.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from ciri.compare import compare, overlay
 from ciri.evaluation.clip import evaluate_clip
 from ciri.evaluation.raster import rasterise
 from ciri.frames import grow_mask
+from ciri.heat import heat
+from ciri.inactivation.clip import complementary_attention
+from ciri.inactivation.fusion import fuse
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
 from ciri.media import read_clip, read_mask
@@ -50,6 +54,14 @@ def example() -> Example:
     painted = read_mask(ASSETS / "ciri_example_frame0.png")[0].reshape(1, 1, *frames.shape[2:])
     masks = propagators.build("flow").propagate(frames, painted, [0]).probs
     return Example(frames, painted, masks, remove(frames, masks, backbones.build("flow")))
+
+
+@functools.cache
+def maps() -> tuple[Tensor, Tensor]:
+    """Attention and inactivation maps (T, 1, H, W) of the bundled clip, with the nodes' defaults."""
+    clip = example()
+    attention = complementary_attention(clip.frames, clip.painted, clip.masks, backbones.build("flow"))
+    return attention, fuse(clip.masks, attention, 0.7)
 
 
 def labelled(clip: Tensor, label: str) -> Tensor:
@@ -113,6 +125,19 @@ def inactivation_inpaint() -> Tensor:
     return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
 
 
+def attention() -> Tensor:
+    clip = example()
+    return pairs(overlay(clip.frames, clip.masks), heat(clip.frames, maps()[0], outline=clip.masks))
+
+
+def fuse_inactivation() -> Tensor:
+    clip, m = example(), 16
+    attended, fused = (heat(clip.frames, map_, outline=clip.masks) for map_ in maps())
+    removed = remove(clip.frames, maps()[1], backbones.build("flow"))
+    shown = {"masks": overlay(clip.frames, clip.masks), "attention": attended, "fused": fused, "removed": removed}
+    return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
+
+
 def mask_overlay() -> Tensor:
     clip, m = example(), 16
     frame, mask = clip.frames[m : m + 1], clip.masks[m : m + 1]
@@ -148,6 +173,13 @@ def one_shot_removal() -> Tensor:
     return compare(tinted, clip.removed[m : m + 1], "stacked", labels=("painted once", "gone in every frame"))[0]
 
 
+def one_shot_ciri() -> Tensor:
+    clip, m = example(), slice(16, 17)
+    fused = heat(clip.frames[m], maps()[1][m], outline=clip.masks[m])
+    removed = remove(clip.frames, maps()[1], backbones.build("flow"))[m]
+    return compare(fused, removed, "stacked", labels=("masks and attention, joined", "gone in every frame"))[0]
+
+
 def one_shot_e2fgvi_hq() -> Tensor:
     """No result: the weights are not ours to show."""
     clip, m = example(), slice(16, 17)
@@ -171,12 +203,15 @@ PICTURES = {
     DOCS / "CIRI_PropagatorFlow" / "picture.jpg": (propagator_flow, 640),
     DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 640),
     DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 640),
+    DOCS / "CIRI_ComplementaryAttention" / "picture.jpg": (attention, 640),
+    DOCS / "CIRI_FuseInactivation" / "picture.jpg": (fuse_inactivation, 640),
     DOCS / "CIRI_InactivationInpaint" / "picture.jpg": (inactivation_inpaint, 640),
     DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
     DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
     DOCS / "CIRI_EvaluateRemoval" / "picture.jpg": (evaluate_removal, 640),
     WORKFLOWS / "evaluate.jpg": (evaluate_removal, 432),
     WORKFLOWS / "one_shot_removal.jpg": (one_shot_removal, 432),
+    WORKFLOWS / "one_shot_ciri.jpg": (one_shot_ciri, 432),
     WORKFLOWS / "one_shot_e2fgvi_hq.jpg": (one_shot_e2fgvi_hq, 432),
     WORKFLOWS / "swap_backbone.jpg": (swap_backbone, 432),
 }
@@ -191,7 +226,10 @@ def write_jpeg(path: Path, picture: Tensor) -> None:
 
 
 def main() -> None:
+    parts = sys.argv[1:]
     for path, (make, width) in PICTURES.items():
+        if parts and not any(part in str(path) for part in parts):
+            continue
         write_jpeg(path, fitted(make(), width))
         print(path.relative_to(ROOT), f"{path.stat().st_size // 1024} KiB")
 
