@@ -11,6 +11,7 @@ import torch
 
 from ciri.checkpoints import load_strictly, read_state_dict
 from ciri.errors import CheckpointError
+from ciri.inactivation.fusion import Fusion
 from ciri.inpainting.driver import Mode, WindowBackbone
 from ciri.inpainting.dstt import DSTT
 from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, check_attention_windows
@@ -61,6 +62,8 @@ def load_backbone(
     if isinstance(network, E2FGVI):
         check_attention_windows(state, path)
     network.gate_points = gate_points(metadata, network, path)
+    if "beta" in metadata:
+        network.fusion = _fusion(metadata["beta"], path)
     network.precision = torch.float32 if published else choose_dtype(precision, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return WindowBackbone(
@@ -91,6 +94,17 @@ def gate_points(metadata: Mapping[str, str], network: WindowNetwork, path: Any) 
             f"{', '.join(network.stages())}. The file was not made for this network."
         )
     return points
+
+
+def _fusion(beta: str, path: Any) -> Fusion:
+    """Eq. 3 with the b that was learned with the weights; see :func:`ciri.inactivation.features.learned_beta`."""
+    try:
+        value = float(beta)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise CheckpointError(f"{os.fspath(path)} says that its beta is {beta!r}; expected a share between 0 and 1.")
+    return Fusion(value)
 
 
 def _title(model: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Losses of inpainting (paper Eq. 4-6), means over a batch.
+"""Losses of inpainting (paper Eq. 4-6), means over a batch; in a distributed training, over all processes' batches.
 
 Dimensions: b clips, t frames, h w pixels; images (b, t, 3, h, w) in [0, 1], masks (b, t, 1, h, w).
 """
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ciri.training.distributed import team_mean, team_size
+
 #: Weights of the reconstruction and the adversarial loss (paper Eq. 6).
 RECONSTRUCTION, ADVERSARIAL = 1.0, 0.01
 
@@ -19,8 +21,8 @@ RECONSTRUCTION, ADVERSARIAL = 1.0, 0.01
 def reconstruction(output: Tensor, clean: Tensor, region: Tensor, elsewhere: float = 0.1) -> Tensor:
     """Eq. 4, L1, with its weight where it matters: per pixel of the region, plus a little per pixel elsewhere."""
     error = (output - clean).abs()
-    inside = (error * region).sum() / (3 * region.sum()).clamp(min=1)
-    outside = (error * (1 - region)).sum() / (3 * (1 - region).sum()).clamp(min=1)
+    inside = (error * region).sum() / team_mean(3 * region.sum()).clamp(min=1)
+    outside = (error * (1 - region)).sum() / team_mean(3 * (1 - region).sum()).clamp(min=1)
     return inside + elsewhere * outside
 
 
@@ -29,7 +31,7 @@ def gradient_difference(output: Tensor, clean: Tensor, region: Tensor) -> Tensor
     error = output - clean
     across = (error.diff(dim=-1).abs() * region[..., 1:]).sum()
     down = (error.diff(dim=-2).abs() * region[..., 1:, :]).sum()
-    return (across + down) / (6 * region.sum()).clamp(min=1)
+    return (across + down) / team_mean(6 * region.sum()).clamp(min=1)
 
 
 def frame_psnr(output: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
@@ -38,6 +40,12 @@ def frame_psnr(output: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
     pixels = 3 * mask.sum((-3, -2, -1))
     shown = pixels > 0
     return -10 * torch.log10((error[shown] / pixels[shown]).clamp(min=1e-8))
+
+
+def mean_over_frames(values: Tensor) -> Tensor:
+    """The mean of (frames,), 0 where there is none: a batch may show no target at all."""
+    frames = team_mean(torch.tensor(float(len(values)), device=values.device))
+    return values.sum() / frames.clamp(min=1 / team_size())
 
 
 class TemporalPatchDiscriminator(nn.Module):

@@ -24,6 +24,7 @@ from torch import Tensor
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.training.curves import Curves
+from ciri.training.distributed import Team, agree, mean_values, wait_for_all
 
 
 class Stateful(Protocol):
@@ -41,22 +42,25 @@ class RunFolder:
         path: the folder; made if missing.
         settings: what identifies the run (architecture, variant, seed, ...), JSON values.
         keep: how many checkpoints are kept.
+        writes: False in all but the first process of a distributed run: the folder is there, and only read.
 
     Raises:
         TrainingError: the folder belongs to a run with other settings, or cannot be written.
     """
 
-    def __init__(self, path: Path | str, settings: Mapping[str, Any], *, keep: int = 2) -> None:
+    def __init__(self, path: Path | str, settings: Mapping[str, Any], *, keep: int = 2, writes: bool = True) -> None:
         self.path = Path(path)
-        self.keep = keep
+        self.keep, self.writes = keep, writes
         self.notes: list[str] = []
+        self.curves = Curves(self.path / "curves.csv")
+        if not writes:
+            return
         try:
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         self._claim(json.loads(json.dumps(dict(settings))))
-        self.curves = Curves(self.path / "curves.csv")
 
     @property
     def checkpoints(self) -> Path:
@@ -125,9 +129,17 @@ class RunFolder:
                     f"{file} is a checkpoint of another run ({str(error).splitlines()[0]}); "
                     "give another folder, or the settings that it was made with."
                 ) from error
-            self.curves.cut(step)
+            if self.writes:
+                self.curves.cut(step)
             return int(state["step"]), float(state["seconds"])
         return 0, 0.0
+
+
+def open_run(path: Path, settings: Mapping[str, Any], team: Team) -> RunFolder:
+    """Make or continue a run's folder; only the first process of a team writes into it, and does so first."""
+    run = RunFolder(path, settings) if team.main else None
+    wait_for_all()
+    return run or RunFolder(path, settings, writes=False)
 
 
 def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
@@ -160,7 +172,6 @@ def fit(
     look_every: int = 500,
     look: Callable[[int], Mapping[str, float]] | None = None,
     device: torch.device | str = "cpu",
-    main: bool = True,
     on_step: OnStep = ignore,
 ) -> int:
     """Train until the steps or the minutes are used up; return the number of steps done in all calls together.
@@ -180,7 +191,6 @@ def fit(
         look_every, look: every so many steps, and at the end, ``look(steps done)`` validates, writes samples and
             returns values to log.
         device: where restored tensors go.
-        main: False in all but the first process of a distributed run: these do not write.
         on_step: progress callback; if it raises, the state is saved first.
 
     Raises:
@@ -194,9 +204,11 @@ def fit(
     def seconds() -> float:
         return before + time.monotonic() - began
 
-    def keep() -> None:
-        _log(run, done, pending, write=main)
-        if main:
+    def log(*, together: bool) -> None:
+        _log(run, done, pending, device if together else None)
+
+    def save() -> None:
+        if run.writes:
             run.save(done, seconds(), parts)
 
     out_of_time = False
@@ -207,31 +219,47 @@ def fit(
             for name, value in losses.items():
                 pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
             if done % log_every == 0:
-                _log(run, done, pending, write=main)
-            if look is not None and main and done % look_every == 0:
+                log(together=True)
+            if look is not None and run.writes and done % look_every == 0:
                 run.curves.add(done, look(done))
-            if time.monotonic() - saved > 60 * save_minutes:
-                keep()
+            now = time.monotonic()
+            # the processes' clocks differ: the first one's decides, so that all save and stop at the same step
+            due, out_of_time = agree(
+                (now - saved > 60 * save_minutes, minutes is not None and now - began > 60 * minutes), device
+            )
+            if due:
+                log(together=True)
+                save()
                 saved = time.monotonic()
-            out_of_time = _agree(minutes is not None and time.monotonic() - began > 60 * minutes)
             on_step(done, steps)
     except TrainingError:
         raise
     except BaseException:
-        keep()
+        # the other processes may be elsewhere: nothing that waits for them
+        log(together=False)
+        save()
         raise
-    if look is not None and main and done % look_every:
+    if look is not None and run.writes and done % look_every:
         run.curves.add(done, look(done))
-    keep()
-    if main:
+    log(together=True)
+    save()
+    if run.writes:
         run.curves.draw()
     return done
 
 
-def _log(run: RunFolder, done: int, pending: dict[str, list[Tensor | float]], *, write: bool) -> None:
-    """Add the means of the pending losses to the curves and forget them; refuse what is not a number."""
+def _log(
+    run: RunFolder, done: int, pending: dict[str, list[Tensor | float]], together: torch.device | str | None
+) -> None:
+    """Add the means of the pending losses to the curves and forget them; refuse what is not a number.
+
+    ``together`` is the device on which the means of all processes are taken; None: of this one only.
+    """
     means = {name: float(torch.stack([torch.as_tensor(v).float() for v in vs]).mean()) for name, vs in pending.items()}
     pending.clear()
+    if together is not None:
+        # what is not a number in one process is not in the mean, so all of them stop
+        means = mean_values(means, together)
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
         good = run.saved_steps()
@@ -240,14 +268,5 @@ def _log(run: RunFolder, done: int, pending: dict[str, list[Tensor | float]], *,
             + (f"The last good state is step {good[-1]} in {run.checkpoints}; " if good else "No state was saved yet; ")
             + "continue with a lower learning rate."
         )
-    if means and write:
+    if means and run.writes:
         run.curves.add(done, means)
-
-
-def _agree(stop: bool) -> bool:
-    """In a distributed run, all processes stop when the first one does."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return stop
-    flag = torch.tensor(float(stop))
-    torch.distributed.broadcast(flag, 0)
-    return bool(flag)

@@ -5,6 +5,7 @@ Dimensions: t frames of a sample, b clips of a batch, h w pixels.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ciri.frames import grow_mask
 from ciri.inpainting.lite_guidance import Guidance, find_copies, guidance
 from ciri.training.composites import CompositeMaker
 from ciri.training.data import Library, open_library
-from ciri.training.masks import wrong_masks
+from ciri.training.predictions import WrongMasks
 
 #: Pixels that removal dilates masks by before a backbone sees them.
 GROW = 4
@@ -107,10 +108,10 @@ class Batch:
         guide.base, guide.before, guide.after = change(guide.base), change(guide.before), change(guide.after)
 
 
-def make_sample(maker: CompositeMaker, rng: np.random.Generator, *, predicted: bool) -> Sample:
+def make_sample(maker: CompositeMaker, rng: np.random.Generator, *, predicted: bool, wrong_masks: WrongMasks) -> Sample:
     """Make one composite and find its copies with true or with wrong masks."""
     composite = maker.make(rng)
-    wrong = wrong_masks(composite.mask, rng) if predicted or rng.random() < 0.5 else composite.mask
+    wrong = wrong_masks(composite, rng) if predicted or rng.random() < 0.5 else composite.mask
     masks = torch.from_numpy(np.stack([composite.mask, wrong], 1))
     frames, clean = (_to_tensor(x) for x in (composite.frames, composite.clean))
     hole = grow_mask(masks[:, int(predicted)][:, None].float(), GROW)
@@ -144,6 +145,8 @@ class SampleStream(IterableDataset[Sample]):
         held_back: draw from the held-back part of the library.
         wrong: share of samples whose copies are made with wrong masks.
         start: number of the first sample.
+        share: (rank, size) of the process, where several share the stream without seeing a sample twice.
+        predictions: propagator whose masks are among the wrong ones; see :class:`ciri.training.predictions.WrongMasks`.
     """
 
     def __init__(
@@ -156,9 +159,12 @@ class SampleStream(IterableDataset[Sample]):
         held_back: bool = False,
         wrong: float = 0.5,
         start: int = 0,
+        share: tuple[int, int] = (0, 1),
+        predictions: str = "",
     ) -> None:
         self.data, self.size, self.length, self.seed = data, size, length, seed
-        self.held_back, self.wrong, self.start = held_back, wrong, start
+        self.held_back, self.wrong, self.start, self.share = held_back, wrong, start, share
+        self.wrong_masks = WrongMasks(predictions)
 
     def maker(self) -> CompositeMaker:
         """Open the library's side that this stream draws from."""
@@ -169,18 +175,22 @@ class SampleStream(IterableDataset[Sample]):
     def sample(self, maker: CompositeMaker, index: int) -> Sample:
         """Return the stream's sample of that number."""
         rng = np.random.default_rng([self.seed, int(self.held_back), index])
-        return make_sample(maker, rng, predicted=bool(rng.random() < self.wrong))
+        return make_sample(maker, rng, predicted=bool(rng.random() < self.wrong), wrong_masks=self.wrong_masks)
 
     def __iter__(self) -> Iterator[Sample]:
         worker = torch.utils.data.get_worker_info()
         if worker is not None:
             cv2.setNumThreads(1)
             torch.set_num_threads(1)
-        index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        maker, index = self.maker(), index + self.start
-        while True:
+        own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        maker = self.maker()
+        for index in self.numbers(own, workers):
             yield self.sample(maker, index)
-            index += stride
+
+    def numbers(self, worker: int, workers: int) -> Iterator[int]:
+        """Numbers of the samples that one of the workers of this process makes."""
+        rank, size = self.share
+        return itertools.count(self.start * size + rank * workers + worker, workers * size)
 
 
 class SamplePool:

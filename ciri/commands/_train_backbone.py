@@ -1,0 +1,118 @@
+"""``python -m ciri train backbone``: the lite backbone, or a published one fine-tuned with curricular inactivation.
+
+Several processes: ``torchrun --nproc_per_node N -m ciri train backbone ...``; ``--batch`` is that of each of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ciri.commands import _arguments as shared
+from ciri.commands._train_shared import add_run, parse_size
+from ciri.console import remark
+
+#: What an option is where it is not given: for the lite backbone, and for the published ones.
+DEFAULTS: dict[str, tuple[Any, Any]] = {
+    "steps": (20_000, None),
+    "batch": (8, 8),
+    "length": (20, 24),
+    "size": ("256x144", "432x240"),
+    "rate": (4e-4, 2e-5),
+    "held_back": (24, 8),
+}
+
+
+def add_parser(networks: Any) -> None:
+    parser = networks.add_parser("backbone", help="the backbone lite, or a published one with --model")
+    add_run(parser)
+    parser.set_defaults(steps=None)
+    parser.add_argument("--model", default="lite", help="lite, e2fgvi, e2fgvi_hq, fuseformer, dstt or sttn")
+    parser.add_argument("--init", type=Path, help="weights to begin with; the published checkpoint with --model")
+    parser.add_argument("--batch", type=int, help="clips per step and process (default 8)")
+    parser.add_argument("--length", type=int, help="frames of the clips that are made (default 20; published 24)")
+    parser.add_argument("--size", metavar="WxH", help="size of the clips (default 256x144; published 432x240)")
+    parser.add_argument("--rate", type=float, help="learning rate (default 4e-4; published 2e-5)")
+    parser.add_argument(
+        "--predictions", default="", metavar="PROPAGATOR", help="take half of the wrong masks from it, such as flow"
+    )
+    parser.add_argument("--look-every", type=int, default=500, help="steps between validations (default 500)")
+    parser.add_argument("--held-back", type=int, help="clips that are validated on (default 24; published 8)")
+    shared.add_device(parser)
+    _add_lite(parser.add_argument_group("the lite backbone"))
+    _add_published(parser.add_argument_group("published backbones"))
+    parser.set_defaults(run=_train)
+
+
+def _add_lite(group: Any) -> None:
+    group.add_argument("--variant", default="ciri", help="ciri, no-curriculum or hard-mask (default ciri)")
+    group.add_argument("--window", type=int, default=10, help="frames per clip and step (default 10)")
+    group.add_argument("--pool", type=int, default=2000, help="clips held for reuse (default 2000)")
+    group.add_argument("--reuse", type=int, default=0, help="draw each clip so often before it is replaced (default 0)")
+    group.add_argument("--channels", default="32,64,128,192", help="at 1/2, 1/4, 1/8 and 1/16 (default 32,64,128,192)")
+    group.add_argument("--deep", type=int, default=4, help="residual blocks at 1/16 (default 4)")
+    group.add_argument("--pretraining", type=float, default=0.35, help="share of the plan before the curriculum")
+    group.add_argument("--adversarial-from", type=float, default=1.0, help="progress at which it starts (1: never)")
+
+
+def _add_published(group: Any) -> None:
+    group.add_argument("--epochs", type=float, default=30, help="an epoch is a window per clip (default 30)")
+    group.add_argument("--local", type=int, default=5, help="consecutive frames of a window (default 5)")
+    group.add_argument("--references", type=int, default=3, help="other frames of a window (default 3)")
+    group.add_argument("--gate-points", default="out", help="where Eq. 1 acts: out, x0, half (default out)")
+    group.add_argument("--adversarial", type=float, default=0.01, help="weight of the discriminator (default 0.01)")
+    group.add_argument("--flow", type=float, default=1.0, help="weight of E2FGVI's flow loss (default 1)")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from ciri.training.distributed import join
+
+    lite = args.model == "lite"
+    for name, (small, published) in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, small if lite else published)
+    args.width, args.height = parse_size(args.size, "432x240")
+    with join(str(shared.choose_device(args.device))) as team:
+        args.device = team.device
+        train = _lite_training(args) if lite else _published_training(args)
+        if not team.main:
+            train(team=team)
+            return
+        with shared.progress("training") as bar:
+            weights = train(team=team, say=remark, on_step=bar)
+    tool = "copy it to weights/ once benchmarks/learned_inpainting.py says that it is better"
+    remark(f"{weights}: {tool if lite else 'load it like the published file; it gates instead of masking'}")
+
+
+def _lite_training(args: argparse.Namespace) -> Callable[..., Path]:
+    from functools import partial
+
+    from ciri.errors import TrainingError
+    from ciri.inpainting.lite_network import LiteConfig
+    from ciri.training.backbone import Settings, train_backbone
+
+    try:
+        half, quarter, eighth, sixteenth = (int(count) for count in args.channels.split(","))
+    except ValueError:
+        raise TrainingError(f"--channels {args.channels!r}: expected four numbers, such as 32,64,128,192.") from None
+    config = LiteConfig(half=half, quarter=quarter, eighth=eighth, sixteenth=sixteenth, deep=args.deep)
+    return partial(train_backbone, Settings(config=config, **_common(args, Settings)))
+
+
+def _published_training(args: argparse.Namespace) -> Callable[..., Path]:
+    from functools import partial
+
+    from ciri.errors import TrainingError
+    from ciri.training.published import Settings, train_published
+
+    if args.init is None:
+        raise TrainingError(f"--model {args.model} needs --init, the checkpoint that its authors published.")
+    args.gate_points = tuple(point.strip() for point in args.gate_points.split(","))
+    return partial(train_published, Settings(**_common(args, Settings)))
+
+
+def _common(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """The arguments that the settings have under the same name."""
+    return {name: value for name, value in vars(args).items() if name in settings.__dataclass_fields__}
