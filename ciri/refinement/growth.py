@@ -1,0 +1,147 @@
+"""From a heat map to a mask: what the detector sees outside the mask, given the shape that the picture gives it.
+
+A response map is blurred by half a dozen pixels and says "here", not "up to here". So responses above the threshold
+are seeds; a guided filter moves their edge onto the frame's edges; what is not connected with the mask is another
+thing and stays; and a mask may grow only so far.
+
+Dimensions: h w pixels of the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciri.frames import grow_mask
+from ciri.propagation.guided_filter import guided_filter
+from ciri.propagation.tracker import sharpen
+from ciri.residue.base import Box
+from ciri.residue.crops import search_window
+
+GUIDE_RADIUS, GUIDE_EPSILON = 8, 1e-3
+#: A seed that is farther from the mask than this share of the box's side belongs to something else of the scene.
+CONNECTED_WITHIN = 0.15
+#: Seeds of fewer pixels, and of a smaller share of the box, are noise.
+LEAST_SEED, LEAST_SEED_SHARE = 12, 0.001
+#: A detector that answers in more than this share of its window outside the mask knows nothing.
+EVERYWHERE = 0.5
+#: How far a mask may grow: this share of what the target usually covers, and of its box.
+MOST_GROWTH, GROWTH_OF_BOX = 0.35, 0.02
+
+Part = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A mask that covers the residue too.
+
+    Attributes:
+        mask: float32 (1, H, W) in [0, 1], nowhere below the given mask.
+        reason: why nothing was added; empty if something was.
+    """
+
+    mask: Tensor
+    reason: str = ""
+
+
+def grow_over_residue(
+    frame: Tensor, mask: Tensor, response: Tensor, hidden: Tensor, box: Box, *, threshold: float, most_area: float
+) -> Growth:
+    """Grow a mask over what the detector found beside it.
+
+    Args:
+        frame: float32 (3, H, W) in [0, 1], as it was filmed.
+        mask: float32 (1, H, W) in [0, 1].
+        response: float32 (1, H, W) in [0, 1], the detector's.
+        hidden: bool (1, H, W), pixels that the fill hides already: residue there is no lack of mask.
+        box: the target's.
+        threshold: of the detector.
+        most_area: pixels that the new mask may cover.
+    """
+    part = _inside(search_window(box), (int(frame.shape[1]), int(frame.shape[2])))
+    old, found = mask[0][part].numpy(), response[0][part].numpy()
+    seen = (found > threshold) & ~hidden[0][part].numpy()
+    if seen.sum() > EVERYWHERE * (old <= 0.5).sum():
+        return Growth(mask, "the detector answers almost everywhere, which says nothing")
+    seeds = _connected_seeds(seen, old > 0.5, box)
+    if not seeds.any():
+        return Growth(mask, "what is left lies inside the mask, or is not connected with it")
+    soft = _shaped(frame[(slice(None), *part)].permute(1, 2, 0).numpy(), old, found, seeds, threshold)
+    soft = _bounded(soft, old, found, most_area)
+    if not ((soft > 0.5) & (old <= 0.5)).any():
+        return Growth(mask, "the mask may not grow any further")
+    grown = mask.clone()
+    grown[0][part] = torch.from_numpy(np.maximum(soft, old))
+    return Growth(grown)
+
+
+def usual_area(masks: Tensor, annotated: Tensor) -> float:
+    """What the target usually covers, in pixels: the median over the frames that show it, the annotated one included.
+
+    A frame in which a third of the target was lost may grow to what its neighbours have.
+    """
+    areas = [*(masks > 0.5).flatten(1).sum(1).tolist(), int((annotated > 0.5).sum())]
+    return float(np.median([area for area in areas if area] or [0]))
+
+
+def most_area(area: float, usual: float, box: Box, strength: float = 1.0) -> float:
+    """Pixels that a mask of so many may cover after it has grown."""
+    return max(area, min(usual, 2 * area)) * (1 + MOST_GROWTH * strength) + GROWTH_OF_BOX * box.width * box.height
+
+
+def touching(added: np.ndarray, mask: np.ndarray, reach: float) -> np.ndarray:
+    """The components of ``added`` that come within ``reach`` pixels of the mask, or of another that does; bool."""
+    if not added.any() or not mask.any():
+        return np.zeros_like(added)
+    half = max(1, int(reach / 2))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * half + 1, 2 * half + 1))
+    # what touches once both are widened by half is at most so far apart
+    _, labels = cv2.connectedComponents(cv2.dilate((added | mask).astype(np.uint8), disc))
+    return added & np.isin(labels, np.unique(labels[mask]))
+
+
+def _connected_seeds(seen: np.ndarray, mask: np.ndarray, box: Box) -> np.ndarray:
+    """What is large enough, and near enough to the mask, to be a part of the target; bool (h, w)."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(seen.astype(np.uint8), connectivity=8)
+    least = max(LEAST_SEED, LEAST_SEED_SHARE * box.width * box.height)
+    large = np.isin(labels, [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least])
+    return touching(large & seen, mask, CONNECTED_WITHIN * np.sqrt(box.width * box.height))
+
+
+def _shaped(image: np.ndarray, old: np.ndarray, found: np.ndarray, seeds: np.ndarray, threshold: float) -> np.ndarray:
+    """The old mask and the seeds together, their edge on the picture's edges: float32 (h, w) in [0, 1]."""
+    reach = cv2.dilate(seeds.astype(np.uint8), np.ones((2 * GUIDE_RADIUS + 1,) * 2, np.uint8)) > 0
+    # a response at the threshold is as good as none, one half way to 1 is certain
+    evidence = np.clip((found - threshold) / (1 - threshold) * 2, 0, 1) * reach
+    together = np.maximum(evidence, old).astype(np.float32)
+    guided = sharpen(guided_filter(image.astype(np.float32), together, GUIDE_RADIUS, GUIDE_EPSILON)).on(image)
+    bridge = seeds.astype(np.float32) * np.maximum(evidence, 0.51)
+    return np.where(reach, np.maximum(guided, bridge), old).astype(np.float32)
+
+
+def _bounded(soft: np.ndarray, old: np.ndarray, found: np.ndarray, most: float) -> np.ndarray:
+    """Leave out the least certain of what was added until the mask covers at most so many pixels."""
+    added = np.flatnonzero((soft > 0.5) & (old <= 0.5))
+    room = max(0, int(most) - int((old > 0.5).sum()))
+    if len(added) <= room:
+        return soft
+    # many are certain alike; then the response decides
+    order = np.argsort(-(soft.ravel()[added] + found.ravel()[added]), kind="stable")
+    left_out = added[order[room:]]
+    soft = soft.copy()
+    soft.ravel()[left_out] = np.minimum(soft.ravel()[left_out], 0.49)
+    return soft
+
+
+def _inside(window: Box, size: tuple[int, int]) -> Part:
+    rows = slice(max(window.y, 0), max(0, min(window.y + window.height, size[0])))
+    return rows, slice(max(window.x, 0), max(0, min(window.x + window.width, size[1])))
+
+
+def shown_by(mask: Tensor, grow: int) -> Tensor:
+    """bool: the pixels that the fill hides wholly for masks (n, 1, H, W)."""
+    return grow_mask((mask > 0.5).to(mask), grow) > 0.5

@@ -1,0 +1,429 @@
+"""Test-time refinement of a removal (paper 3.3): find what is left, correct the masks, paint again, then judge.
+
+Less residue in the loop is no proof of a better picture, so nothing is taken on trust: only frames in which something
+was found are touched, masks are bounded, every frame is judged after it was painted again, and whatever does not stand
+the test is handed back as it was given. Loaded models are never written to.
+
+Dimensions: T frames, n suspicious ones, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ciri.errors import MaskError
+from ciri.frames import check_annotation
+from ciri.inpainting.base import Backbone
+from ciri.progress import OnStep, ignore, part
+from ciri.propagation.base import Propagator
+from ciri.propagation.engine import MemoryPropagator
+from ciri.refinement import acceptance, growth
+from ciri.refinement.clock import Clock, TimeUpError
+from ciri.refinement.decoder_inputs import Annotated, refinable
+from ciri.refinement.mask_space import refine_masks
+from ciri.refinement.objective import Scene
+from ciri.refinement.paper import as_printed
+from ciri.refinement.product import repaint, shown_under
+from ciri.refinement.regions import Comparison, FeatureExtractor, enlarged, informative, keep_features
+from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
+from ciri.refinement.settings import RefinementSettings
+from ciri.refinement.watch import LEAST_TARGET, Watch, suspects, updated
+from ciri.refinement.weight_space import tune
+from ciri.residue.base import ResidueDetector
+from ciri.residue.crops import boxes_of_clip
+from ciri.residue.detect import Residue
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What came of it; where nothing was improved, the very tensors that were given.
+
+    Attributes:
+        masks: float32 (T, 1, H, W) in [0, 1].
+        inpainted: float32 (T, 3, H, W) in [0, 1].
+        propagator: a copy with refined weights if such were accepted, else the given one itself.
+        before, after: the residue of the given and of the returned clip, in the same boxes.
+        report: what was done to which frame, and why not to others.
+    """
+
+    masks: Tensor
+    inpainted: Tensor
+    propagator: Propagator | None
+    before: Residue
+    after: Residue
+    report: RefinementReport
+
+
+def refine(
+    frames: Tensor,
+    first_mask: Tensor,
+    masks: Tensor,
+    inpainted: Tensor,
+    *,
+    backbone: Backbone,
+    detector: ResidueDetector | None,
+    propagator: Propagator | None = None,
+    settings: RefinementSettings | None = None,
+    first_index: int = 0,
+    features: FeatureExtractor | None = None,
+    on_step: OnStep = ignore,
+) -> Refinement:
+    """Find what a removal left of its target, and remove that too.
+
+    Args:
+        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
+        first_mask: float32 (1, H, W) or (1, 1, H, W), the annotated mask of frame ``first_index``.
+        masks: float32 (T, 1, H, W) in [0, 1], the masks that the clip was inpainted with.
+        inpainted: float32 (T, 3, H, W) in [0, 1], the clip as it came out.
+        backbone: what filled it, and fills it again.
+        detector: what finds residue; None: nothing is looked for, and everything comes back as it is.
+        propagator: what made the masks. Modes "weights" and "paper" need one with weights (lite, stcn).
+        settings: see :class:`RefinementSettings`.
+        first_index: number of the annotated frame; its mask is a person's and stays.
+        features: where appearance is compared (Eq. 8); None leaves that term out.
+        on_step: progress callback; may raise to stop, and then nothing was changed.
+
+    Raises:
+        MaskError: masks of another length or size than the clip, an empty first mask, no such frame.
+        CiriError: a mode that this propagator does not allow.
+        OutOfMemoryError: even one frame at a time is too much.
+    """
+    settings = settings or RefinementSettings()
+    # ComfyUI runs nodes under inference mode, whose tensors can enter no graph
+    with torch.inference_mode(False), torch.no_grad():
+        job = _Job(frames, first_mask, masks, inpainted, backbone, detector, propagator, settings, first_index)
+        job.features = features
+        return job.run(on_step)
+
+
+class _Job:
+    """One refinement: what was given, in a form that can enter a graph, and the stages."""
+
+    def __init__(
+        self,
+        frames: Tensor,
+        first_mask: Tensor,
+        masks: Tensor,
+        inpainted: Tensor,
+        backbone: Backbone,
+        detector: ResidueDetector | None,
+        propagator: Propagator | None,
+        settings: RefinementSettings,
+        first_index: int,
+    ) -> None:
+        self.given = (masks, inpainted)
+        self.first_mask = _outside_inference(first_mask).reshape(-1, *first_mask.shape[-2:])[:1].cpu()
+        self.frames, self.masks, self.inpainted = (_outside_inference(x).cpu() for x in (frames, masks, inpainted))
+        self._check(first_index)
+        self.backbone, self.detector, self.propagator = backbone, detector, propagator
+        self.settings, self.first_index = settings, first_index
+        self.features: FeatureExtractor | None = None
+        self.tuned: Propagator | None = None
+        self.clock = Clock(settings.time_budget)
+        self.report = RefinementReport()
+        self.nothing = Residue(torch.zeros_like(self.masks), torch.zeros(len(masks)), [None] * len(masks))
+
+    def _check(self, first_index: int) -> None:
+        count, _, height, width = self.frames.shape
+        expected = {"masks": (self.masks, (count, 1, height, width)), "inpainted": (self.inpainted, self.frames.shape)}
+        for name, (tensor, shape) in expected.items():
+            if tensor.shape != tuple(shape):
+                raise MaskError(
+                    f"The {name} have shape {tuple(tensor.shape)}; expected {tuple(shape)} as the clip has."
+                )
+        if self.first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
+            raise MaskError(
+                f"The first mask is {tuple(self.first_mask.shape)} for frame {first_index}; expected "
+                f"{(1, height, width)} for one of the frames 0 to {count - 1}."
+            )
+        check_annotation(self.first_mask[None])
+
+    def run(self, on_step: OnStep) -> Refinement:
+        """All stages."""
+        if self.settings.mode in ("weights", "paper"):
+            self._refinable()
+        if self.detector is None:
+            return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
+        if self.settings.mode == "paper":
+            return self._as_printed(on_step)
+        before = self.nothing
+        try:
+            watch, before = self._look(part(on_step, 0, 0.15))
+            return self._improve(watch, before, on_step)
+        except TimeUpError:
+            budget = self.settings.time_budget
+            return self._unchanged(f"The time budget of {budget:g} s ended before anything could be judged.", before)
+
+    def _look(self, on_step: OnStep) -> tuple[Watch, Residue]:
+        """Look at the whole clip once."""
+        assert self.detector is not None
+        self.clock.check()
+        with self.clock.stage("detection"):
+            boxes = boxes_of_clip(self.masks, self.first_mask, self.first_index)
+            device = self.detector.device
+            template = self.detector.template(self.frames[self.first_index].to(device), self.first_mask.to(device))
+            watch = Watch(self.detector, template, boxes, self.settings.seed)
+            at = [t for t, box in enumerate(boxes) if box is not None]
+            seen = watch.look(self.inpainted[at], at, self.clock.watched(on_step))
+            return watch, updated(replace(self.nothing, boxes=boxes), at, seen)
+
+    def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
+        """Grow, paint, descend, judge."""
+        found = [t for t in suspects(before) if t != self.first_index]
+        if not found:
+            return self._unchanged("Nothing of the target was found in the finished clip.", before)
+        self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
+        reasons = dict.fromkeys(found, "")
+        grown = self._propose(watch, before, reasons)
+        changed = [t for t in found if not reasons[t]]
+        if not changed:
+            self._describe(before, before, self.masks, reasons)
+            return self._unchanged("Something is left, but no mask could be corrected.", before)
+        with self.clock.stage("inpainting"):
+            progress = self.clock.watched(part(on_step, 0.15, 0.7))
+            painted = repaint(self.frames, grown, self.inpainted, changed, self.backbone, self.settings, progress)
+        refined = self._descend(watch, before, painted, grown, changed, part(on_step, 0.7, 0.85))
+        masks, inpainted, after = self._judge(watch, before, painted, grown, refined, reasons, part(on_step, 0.85, 1))
+        return self._result(before, after, masks, inpainted, reasons)
+
+    # ------------------------------------------------------------------------------------------ stages
+
+    def _propose(self, watch: Watch, before: Residue, reasons: dict[int, str]) -> Tensor:
+        """Masks (T, 1, H, W) that cover the residue of the suspicious frames too; reasons where they do not."""
+        grown = self.masks.clone()
+        usual = growth.usual_area(self.masks, self.first_mask)
+        with self.clock.stage("masks"):
+            for t in reasons:
+                self.clock.check()
+                box = watch.box(t)
+                area = int((self.masks[t] > 0.5).sum())
+                if min(box.width, box.height) < LEAST_TARGET or area == 0:
+                    reasons[t] = "the mask is empty" if area == 0 else "the target is too small to be judged"
+                    continue
+                proposal = growth.grow_over_residue(
+                    self.frames[t],
+                    self.masks[t],
+                    before.maps[t],
+                    growth.shown_by(self.masks[t : t + 1], self.settings.grow)[0],
+                    box,
+                    threshold=watch.detector.threshold,
+                    most_area=growth.most_area(area, usual, box, self.settings.strength),
+                )
+                grown[t], reasons[t] = proposal.mask, proposal.reason
+        return grown
+
+    def _descend(
+        self, watch: Watch, before: Residue, painted: Tensor, grown: Tensor, changed: list[int], on_step: OnStep
+    ) -> Tensor:
+        """Masks (T, 1, H, W) after gradient descent."""
+        if not self.settings.epochs:
+            return grown
+        with self.clock.stage("descent"):
+            shown = shown_under(
+                self.frames[changed], painted[changed], grown[changed], self.masks[changed], self.settings
+            )
+            quiet = before.maps[changed] <= watch.detector.threshold
+            scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet)
+            scene = replace(scene, appearance=self._appearance(watch, changed))
+            # judging takes about twice the first look; it has to fit in as well
+            reserve = 2 * self.clock.seconds["detection"]
+            refined = grown.clone()
+
+            def after_step(done: int) -> bool:
+                on_step(done, self.settings.epochs)
+                return self.clock.left() > reserve
+
+            if self.report.mode == "weights":
+                tuned = tune(self._refinable(), watch, scene, self._clip(), self.settings, after_step)
+                refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
+                self.report.notes += tuned.notes
+            else:
+                refined[changed], self.report.steps = refine_masks(
+                    watch, scene, steps=self.settings.epochs, grow=self.settings.grow, after_step=after_step
+                )
+        return refined
+
+    def _appearance(self, watch: Watch, at: list[int]) -> list[Comparison | None] | None:
+        """The contextual loss of every frame in which it says something; None without features to compare."""
+        if self.features is None:
+            return None
+        template = keep_features(self.features, self.frames[self.first_index], watch.box(self.first_index))
+        comparisons = [
+            Comparison(template, self.first_mask, keep_features(self.features, self.frames[t], enlarged(watch.box(t))))
+            for t in at
+        ]
+        losses = [float(c.loss(self.masks[t])) for c, t in zip(comparisons, at, strict=True)]
+        use = informative(losses)
+        return [c if tells else None for c, tells in zip(comparisons, use, strict=True)]
+
+    def _refinable(self) -> MemoryPropagator:
+        """The propagator, if its weights can be tuned.
+
+        Raises:
+            CiriError: there is none, or it has no weights.
+        """
+        return refinable(self.propagator, self.settings.mode)
+
+    def _clip(self) -> Annotated:
+        return Annotated(self.frames, self.first_mask, self.first_index)
+
+    def _judge(
+        self,
+        watch: Watch,
+        before: Residue,
+        painted: Tensor,
+        grown: Tensor,
+        refined: Tensor,
+        reasons: dict[int, str],
+        on_step: OnStep,
+    ) -> tuple[Tensor, Tensor, Residue]:
+        """Return masks, pictures and residue of the clip with everything that stood the test."""
+        with self.clock.stage("judging"):
+            masks = self._masks_that_hold(watch, refined, reasons)
+            masks = self._parts_that_help(watch, before, painted, grown, masks, reasons)
+            on_step(1, 4)
+            self.clock.check()
+            touched = [t for t, box in enumerate(watch.boxes) if box is not None and self._repainted(t, painted)]
+            changed = [t for t in touched if (masks[t] != self.masks[t]).any()]
+            new = shown_under(self.frames[touched], painted[touched], grown[touched], masks[touched], self.settings)
+            seen = watch.look(new, touched, self.clock.watched(part(on_step, 0.25, 0.75)))
+            keep = self._pictures_that_hold(watch, before, new, touched, changed, seen, reasons)
+            for t in changed:
+                if t not in keep:
+                    masks[t] = self.masks[t]
+            # the fill of a frame that was refused is made of the old picture
+            inpainted = self.inpainted.clone()
+            rows = [touched.index(t) for t in keep]
+            inpainted[keep] = new[rows]
+            after = updated(before, keep, Residue(seen.maps[rows], seen.scores[rows], []))
+            on_step(4, 4)
+        return masks, inpainted, after
+
+    def _repainted(self, t: int, painted: Tensor) -> bool:
+        return not torch.equal(painted[t], self.inpainted[t])
+
+    def _masks_that_hold(self, watch: Watch, refined: Tensor, reasons: dict[int, str]) -> Tensor:
+        masks = self.masks.clone()
+        usual = growth.usual_area(self.masks, self.first_mask)
+        for t, reason in reasons.items():
+            if reason:
+                continue
+            area, box = int((self.masks[t] > 0.5).sum()), watch.box(t)
+            most = growth.most_area(area, usual, box, self.settings.strength)
+            reasons[t] = acceptance.mask_fault(refined[t], self.masks[t], box, most)
+            if not reasons[t]:
+                masks[t] = refined[t]
+        return masks
+
+    def _parts_that_help(
+        self, watch: Watch, before: Residue, painted: Tensor, grown: Tensor, masks: Tensor, reasons: dict[int, str]
+    ) -> Tensor:
+        """Take back every added part that was painted over in vain."""
+        at = [t for t, reason in reasons.items() if not reason]
+        if not at:
+            return masks
+        new = shown_under(self.frames[at], painted[at], grown[at], masks[at], self.settings)
+        seen = watch.look(new, at)
+        for i, t in enumerate(at):
+            masks[t] = acceptance.useful_growth(
+                masks[t], self.masks[t], before.maps[t], seen.maps[i], watch.detector.threshold
+            )
+            if not ((masks[t] > 0.5) & (self.masks[t] <= 0.5)).any():
+                masks[t] = self.masks[t]
+                reasons[t] = "painting over it did not make the residue go"
+        return masks
+
+    def _pictures_that_hold(
+        self,
+        watch: Watch,
+        before: Residue,
+        new: Tensor,
+        touched: list[int],
+        changed: list[int],
+        seen: Residue,
+        reasons: dict[int, str],
+    ) -> list[int]:
+        """The frames whose new picture is taken."""
+        rows = [touched.index(t) for t in changed]
+        was, now = (watch.judge(x, changed) for x in (self.inpainted[changed], new[rows]))
+        keep = []
+        for t, score in zip(touched, seen.scores.tolist(), strict=True):
+            old = float(before.scores[t])
+            if t in changed:
+                i = changed.index(t)
+                holds = acceptance.falls_enough(old, score)
+                holds = holds and acceptance.falls_enough(float(was[i]), float(now[i]))
+                if not holds:
+                    reasons[t] = "the residue did not fall enough in the finished picture"
+            else:
+                holds = score <= old + acceptance.TOLERATED
+            if holds:
+                keep.append(t)
+        # without a mask that changed there is nothing to follow from
+        return keep if any(t in keep for t in changed) else []
+
+    def _as_printed(self, on_step: OnStep) -> Refinement:
+        """Eq. 8-10, two epochs over all frames, no guard: what comes of it is what is returned."""
+        watch, before = self._look(part(on_step, 0, 0.1))
+        with self.clock.stage("descent"):
+            outcome = as_printed(
+                self._refinable(),
+                watch,
+                self._clip(),
+                self.inpainted,
+                self.backbone,
+                self.settings,
+                self.features,
+                part(on_step, 0.1, 0.9),
+            )
+        at = [t for t, box in enumerate(watch.boxes) if box is not None]
+        after = updated(before, at, watch.look(outcome.inpainted[at], at, part(on_step, 0.9, 1)))
+        self.report.mode, self.report.steps, self.tuned = "paper", outcome.steps, outcome.propagator
+        self.report.notes += outcome.notes
+        changed = [t for t in at if not torch.equal(outcome.masks[t], self.masks[t])]
+        self._describe(before, after, outcome.masks, dict.fromkeys(changed, ""))
+        self.report.outcome = "The propagator was tuned as the paper prints it; nothing guards this mode."
+        self.report.repainted = list(range(len(self.frames)))
+        self._measure()
+        return Refinement(outcome.masks, outcome.inpainted, self.tuned, before, after, self.report)
+
+    # ------------------------------------------------------------------------------------------ results
+
+    def _result(
+        self, before: Residue, after: Residue, masks: Tensor, inpainted: Tensor, reasons: dict[int, str]
+    ) -> Refinement:
+        self._describe(before, after, masks, reasons)
+        if not self.report.accepted:
+            return self._unchanged("Something is left, but no correction made the picture better.", before)
+        self.report.outcome = f"The masks of {len(self.report.accepted)} frames were corrected."
+        self.report.repainted = [t for t in range(len(inpainted)) if not torch.equal(inpainted[t], self.inpainted[t])]
+        self._measure()
+        device = self.given[0].device
+        pictures = inpainted.to(self.given[1].device)
+        return Refinement(masks.to(device), pictures, self.tuned or self.propagator, before, after, self.report)
+
+    def _describe(self, before: Residue, after: Residue, masks: Tensor, reasons: dict[int, str]) -> None:
+        areas = (masks > 0.5).flatten(1).sum(1) / (self.masks > 0.5).flatten(1).sum(1).clamp(min=1)
+        self.report.frames = [
+            FrameReport(t, float(before.scores[t]), float(after.scores[t]), float(areas[t]), not reason, reason)
+            for t, reason in sorted(reasons.items())
+        ]
+
+    def _unchanged(self, outcome: str, before: Residue) -> Refinement:
+        """What was given, itself."""
+        self.report.outcome = outcome
+        self._measure()
+        return Refinement(*self.given, self.propagator, before, before, self.report)
+
+    def _measure(self) -> None:
+        self.report.seconds = dict(self.clock.seconds)
+        device = torch.device("cpu") if self.detector is None else self.detector.device
+        self.report.peak_bytes = peak_memory(device)
+
+
+def _outside_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it was made under inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()

@@ -1,0 +1,150 @@
+"""The detector at work on one clip: fixed template, fixed boxes, and scores that a lucky crop cannot fake.
+
+Dimensions: T frames, n of them, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciri.errors import OutOfMemoryError
+from ciri.progress import OnStep, ignore
+from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.crops import paste_map, search_window
+from ciri.residue.detect import Residue
+from ciri.residue.score import score
+
+#: Frames that go through the detector together.
+BATCH = 8
+#: Views of a frame that its score is the mean of: the window as it is, and so many shifted and scaled ones.
+JITTERED_VIEWS = 2
+#: How far in shares of the box, and how much larger or smaller.
+JITTER_SHIFT, JITTER_SCALE = 0.05, 0.06
+#: A target with a shorter side is too small: enlarging it to the detector's input enlarges the noise.
+LEAST_TARGET = 24
+
+#: A frame is suspicious from this score on, or from the second if a neighbour reaches it too (in target areas).
+SUSPICIOUS, SUSPICIOUS_PAIR = 0.03, 0.01
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A detector that looks for one target in one clip.
+
+    Attributes:
+        detector: frozen.
+        template: of the annotated target.
+        boxes: where it looks in every frame; they do not change while masks do.
+        seed: of the jitter.
+    """
+
+    detector: ResidueDetector
+    template: Any
+    boxes: list[Box | None]
+    seed: int = 0
+
+    def box(self, t: int) -> Box:
+        """The box of a frame that has one."""
+        box = self.boxes[t]
+        assert box is not None
+        return box
+
+    @torch.no_grad()
+    def look(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> Residue:
+        """Return the residue in some frames (n, 3, H, W); the lists are n long, in the order of ``at``."""
+        size = (frames.shape[2], frames.shape[3])
+        maps, scores = torch.zeros(len(at), 1, *size), torch.zeros(len(at))
+        boxes = [self.box(t) for t in at]
+
+        def one(part: slice) -> None:
+            logits = self.logits(frames[part], boxes[part])
+            scores[part] = score(logits, boxes[part], size, self.detector.threshold).cpu()
+            for i, response in zip(range(len(at))[part], logits.sigmoid().cpu(), strict=True):
+                maps[i] = paste_map(response, search_window(boxes[i]), size)
+
+        in_batches(len(at), one, on_step=on_step)
+        return Residue(maps, scores, list(boxes))
+
+    @torch.no_grad()
+    def judge(self, frames: Tensor, at: Sequence[int]) -> Tensor:
+        """Return scores (n,) averaged over jittered views: a mask that fools one crop does not fool three.
+
+        The views of a frame are the same at every call.
+        """
+        size = (frames.shape[2], frames.shape[3])
+        total = torch.zeros(len(at))
+        for view in range(JITTERED_VIEWS):
+            boxes = [self._jittered(t, view) for t in at]
+
+            def one(part: slice, boxes: list[Box] = boxes) -> None:
+                logits = self.logits(frames[part], boxes[part])
+                # in areas of the true box: a jittered one would change the unit
+                unit = torch.tensor([_area(b) / _area(self.box(t)) for b, t in zip(boxes[part], at[part], strict=True)])
+                total[part] += score(logits, boxes[part], size, self.detector.threshold).cpu() * unit
+
+            in_batches(len(at), one)
+        return total / JITTERED_VIEWS
+
+    def logits(self, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
+        """The detector's answer, float32; gradients flow to the frames."""
+        return self.detector.detect(self.template, frames.to(self.detector.device), boxes).float()
+
+    def _jittered(self, t: int, view: int) -> Box:
+        box = self.box(t)
+        random = np.random.default_rng((self.seed, t, view))
+        dx, dy = random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
+        scale = 1 + random.uniform(-JITTER_SCALE, JITTER_SCALE)
+        width, height = max(1, round(box.width * scale)), max(1, round(box.height * scale))
+        x = round(box.x + dx * box.width + (box.width - width) / 2)
+        y = round(box.y + dy * box.height + (box.height - height) / 2)
+        return Box(x, y, width, height)
+
+
+def _area(box: Box) -> int:
+    return box.width * box.height
+
+
+def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH, on_step: OnStep = ignore) -> None:
+    """Call ``work`` for slices of 0..count-1; where memory runs out, again with half as many frames.
+
+    Raises:
+        OutOfMemoryError: one frame at a time is too much.
+    """
+    start = 0
+    while start < count:
+        part = slice(start, min(start + batch, count))
+        try:
+            work(part)
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                raise OutOfMemoryError(
+                    "Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."
+                ) from error
+            batch = (batch + 1) // 2
+            continue
+        start = part.stop
+        on_step(start, count)
+
+
+def suspects(residue: Residue) -> list[int]:
+    """Frames whose score says that something is left: clearly, or a little in two frames running."""
+    scores = residue.scores.tolist()
+    clear = [s > SUSPICIOUS for s in scores]
+    faint = [s > SUSPICIOUS_PAIR for s in scores]
+    beside = [
+        faint[t] and ((t > 0 and faint[t - 1]) or (t + 1 < len(scores) and faint[t + 1])) for t in range(len(scores))
+    ]
+    return [t for t in range(len(scores)) if clear[t] or beside[t]]
+
+
+def updated(residue: Residue, at: Sequence[int], new: Residue) -> Residue:
+    """The residue of a clip with that of some frames replaced."""
+    maps, scores = residue.maps.clone(), residue.scores.clone()
+    maps[list(at)], scores[list(at)] = new.maps, new.scores
+    return replace(residue, maps=maps, scores=scores)
