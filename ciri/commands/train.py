@@ -8,6 +8,7 @@ from typing import Any
 
 from ciri.commands import _arguments as shared
 from ciri.commands import _train_backbone as backbone
+from ciri.commands import _train_residue as residue
 from ciri.commands._train_shared import add_run, parse_size
 from ciri.console import remark
 
@@ -17,6 +18,7 @@ def add_parser(subparsers: Any) -> None:
     networks = parser.add_subparsers(metavar="NETWORK", required=True)
     _add_propagator(networks)
     backbone.add_parser(networks)
+    residue.add_parser(networks)
     _add_locate(networks)
 
 

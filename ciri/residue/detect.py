@@ -59,11 +59,12 @@ def detect_residue(
         MaskError: masks of another length or size than the clip, an empty first mask, no such frame.
     """
     count = len(inpainted)
-    size: tuple[int, int] = (inpainted.shape[2], inpainted.shape[3])
+    height, width = inpainted.shape[2:]
+    size = (height, width)
     first_mask = first_mask.reshape(-1, *first_mask.shape[-2:])[:1]
-    if masks.shape != (count, 1, *size) or first_mask.shape[-2:] != size or first_frame.shape[-2:] != size:
+    if masks.shape != (count, 1, *size) or any(x.shape[-2:] != (height, width) for x in (first_mask, first_frame)):
         raise MaskError(
-            f"The clip is {count} frames of {size[1]}x{size[0]}, but the masks have shape {tuple(masks.shape)}, the "
+            f"The clip is {count} frames of {width}x{height}, but the masks have shape {tuple(masks.shape)}, the "
             f"first mask {tuple(first_mask.shape)} and the first frame {tuple(first_frame.shape)}; all have to agree."
         )
     if not 0 <= first_index < count:

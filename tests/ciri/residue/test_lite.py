@@ -1,0 +1,95 @@
+"""The shipped detector: protocol, gradients, weight files; and what its trained weights can do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ciri.checkpoints import write_safetensors
+from ciri.errors import CheckpointError, CiriError, MaskError
+from ciri.residue import registry
+from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.lite import CROP, LiteDetector, ResidueNetwork, build_lite
+from ciri.training.residue import export
+
+SIZE = (72, 96)
+BOX = Box(30, 20, 32, 30)
+
+
+@pytest.fixture(scope="module")
+def detector() -> LiteDetector:
+    torch.manual_seed(0)
+    return LiteDetector(ResidueNetwork(), 0.3)
+
+
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    frame = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, *SIZE)
+    mask[:, 20:50, 30:62] = 1
+    return frame, mask
+
+
+def test_it_is_a_detector_and_its_batch_does_not_matter(detector: LiteDetector) -> None:
+    assert isinstance(detector, ResidueDetector)
+    frame, mask = scene()
+    template = detector.template(frame, mask)
+    frames = torch.rand(3, 3, *SIZE)
+    boxes = [BOX, Box(0, 0, 20, 40), Box(70, 50, 30, 30)]
+    together = detector.detect(template, frames, boxes)
+    assert together.shape == (3, 1, CROP // 4, CROP // 4)
+    for n in range(3):
+        alone = detector.detect(template, frames[n : n + 1], boxes[n : n + 1])
+        torch.testing.assert_close(alone[0], together[n], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_reach_the_pixels_and_no_weight(detector: LiteDetector) -> None:
+    frame, mask = scene()
+    template = detector.template(frame, mask)
+    frames = torch.rand(1, 3, *SIZE, requires_grad=True)
+    detector.detect(template, frames, [BOX]).sum().backward()
+    assert frames.grad is not None and frames.grad[..., 30:40, 40:50].abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in detector.network.parameters())
+    assert not any(c.features.requires_grad for pair in template.cells for c in pair)
+    assert detector.features(torch.rand(2, 3, 64, 64, requires_grad=True)).shape == (2, 40, 8, 8)
+
+
+def test_an_empty_mask_is_refused(detector: LiteDetector) -> None:
+    with pytest.raises(MaskError, match="empty"):
+        detector.template(torch.rand(3, *SIZE), torch.zeros(1, *SIZE))
+
+
+def test_weights_come_back_with_their_threshold(detector: LiteDetector, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    export(detector.network, file, 0.37, {"steps": "3"})
+    again = build_lite(file)
+    assert again.threshold == pytest.approx(0.37)
+    frame, mask = scene()
+    one, two = (d.detect(d.template(frame, mask), frame[None], [BOX]) for d in (detector, again))
+    torch.testing.assert_close(one, two, atol=0.05, rtol=0.05)  # half precision
+
+
+def test_other_files_are_refused(detector: LiteDetector, tmp_path: Path) -> None:
+    state = detector.network.state_dict()
+    for metadata, message in (
+        ({"architecture": "propagator_lite"}, "propagator_lite; expected residue_lite"),
+        ({"architecture": "residue_lite"}, "threshold is None"),
+        ({"architecture": "residue_lite", "threshold": "1.5"}, "between 0 and 1"),
+    ):
+        file = tmp_path / "other.safetensors"
+        write_safetensors(file, state, metadata)
+        with pytest.raises(CheckpointError, match=message):
+            build_lite(file)
+    state.pop("answer.bias")
+    write_safetensors(file, state, {"architecture": "residue_lite", "threshold": "0.3"})
+    with pytest.raises(CheckpointError, match="answer.bias"):
+        build_lite(file)
+
+
+def test_the_registry_says_what_it_knows() -> None:
+    assert registry.names() == ["lite", "siammask"]
+    with pytest.raises(CiriError, match="choose one of: lite, siammask"):
+        registry.build("vgg")
+    with pytest.raises(CheckpointError, match="needs a weight file"):
+        registry.build("siammask")
+    with pytest.raises(CheckpointError):
+        registry.build("lite", weights="nowhere.safetensors")
