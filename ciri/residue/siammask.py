@@ -30,6 +30,7 @@ from ciri.frames import check_annotation
 from ciri.precision import choose_dtype
 from ciri.residue.base import Box
 from ciri.residue.crops import crop, search_window, target_box
+from ciri.residue.parts import NEAREST, choose_cells
 from ciri.residue.siammask_network import SEARCH, load_siammask
 from ciri.residue.siammask_trunk import Trunk
 
@@ -38,12 +39,10 @@ BACKGROUND_RESPONSE, TARGET_RESPONSE = 0.3, 0.9
 _QUANTILE = 0.99
 #: Differences of the two kinds are taken to be at least so far apart: where they are not, nothing is called residue.
 _LEAST_GAP = 0.05
-#: A cell belongs to the target, or to the background, if this share of it does.
-_MOSTLY, _HARDLY = 0.7, 0.05
 #: Pixels of the crop by which the target is dilated before background is looked for.
 _HALO = 5
-#: Cells that are kept of each kind, and how many of the nearest count.
-_MOST_CELLS, _NEAREST = 256, 3
+#: Cells that are kept of each kind.
+_MOST_CELLS = 256
 #: Cells along a crop: stride 8, the first centred on pixel 7.
 _CELLS, _STRIDE, _FIRST = 31, 8, 7
 #: Pixels of the crop per cell of the result.
@@ -117,9 +116,10 @@ class SiamMaskDetector:
         around = F.max_pool2d(cut, 2 * _HALO + 1, 1, _HALO)
         inside = crop(torch.ones_like(mask)[None], [window], SEARCH, mask.new_zeros(1))
         # what is outside the frame is neither
-        counts = _share(inside) > 1 - 1e-4
-        target = _chosen(_share(cut), counts, at_least=_MOSTLY)
-        background = _chosen(-_share(around), counts, at_least=-_HARDLY)
+        target, background = choose_cells(_share(cut), _share(around) + (_share(inside) < 1 - 1e-4), _MOST_CELLS)
+        if not len(background):
+            # the target fills all of it: nothing can be told from anything, so nothing is called residue
+            background = target
         p2, adjusted = (bank_of(cells[0], target, background) for cells in self.features(frame[None], [window], fill))
         return Template((p2, adjusted), fill)
 
@@ -173,7 +173,7 @@ def bank_of(cells: Tensor, target: Tensor, background: Tensor) -> Bank:
 
 def nearest(similarities: Tensor) -> Tensor:
     """Mean of the largest similarities along the last dimension."""
-    return similarities.topk(min(_NEAREST, similarities.shape[-1]), -1).values.mean(-1)
+    return similarities.topk(min(NEAREST, similarities.shape[-1]), -1).values.mean(-1)
 
 
 def over_the_window(cells: Tensor) -> Tensor:
@@ -186,19 +186,9 @@ def over_the_window(cells: Tensor) -> Tensor:
 
 
 def _share(image: Tensor) -> Tensor:
-    """Mean of a crop (1, 1, 255, 255) over the pixels about each cell's centre, (m,)."""
-    margin = _FIRST - _STRIDE // 2
-    return F.avg_pool2d(
-        image[..., margin : margin + _CELLS * _STRIDE, margin : margin + _CELLS * _STRIDE], _STRIDE
-    ).flatten()
-
-
-def _chosen(share: Tensor, counts: Tensor, *, at_least: float) -> Tensor:
-    """Numbers of the cells that have that share, evenly thinned out; of those that have most if none has."""
-    share = share.masked_fill(~counts, -math.inf)
-    numbers = torch.nonzero(share >= min(at_least, float(share.max()))).flatten()
-    steps = torch.linspace(0, len(numbers) - 1, min(len(numbers), _MOST_CELLS), device=numbers.device)
-    return numbers[steps.round().long()]
+    """Mean of a crop (1, 1, 255, 255) over the pixels about each cell's centre, (31, 31)."""
+    first, last = _FIRST - _STRIDE // 2, _FIRST - _STRIDE // 2 + _CELLS * _STRIDE
+    return F.avg_pool2d(image[..., first:last, first:last], _STRIDE)[0, 0]
 
 
 def _neighbours(first: Tensor, second: Tensor) -> Tensor:
