@@ -70,7 +70,7 @@ def train_backbone(
 
     def look(done: int) -> Mapping[str, float]:
         values = trainer.validate(held, run.samples / f"{done:07d}.png")
-        export(trainer, run, done)
+        run.attempt(f"The weights of step {done}", lambda: export(trainer, run, done))
         run.curves.draw()
         shown = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
         say(f"step {done}, {100 * state['progress']:.0f} %, {pool.made} samples: {shown}")

@@ -66,7 +66,7 @@ def train_published(
     def look(done: int) -> Mapping[str, float]:
         values, rows = trainer.validate(held)
         write_sheet(run.samples / f"{done:07d}.png", rows)
-        export(trainer, run, done)
+        run.attempt(f"The weights of step {done}", lambda: export(trainer, run, done))
         run.curves.draw()
         say(f"step {done}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
         return values

@@ -9,6 +9,7 @@ Dimensions: b windows, t frames, h w pixels.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,10 +173,16 @@ class PublishedTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         average_gradients(self.network.parameters())
+        # measured, not clipped: a norm that is no number stops the run before such weights are saved
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), math.inf)
         self.optimiser.step()
-        logged = {name: value.detach() for name, value in losses.items()}
-        share = float(inactivation.detach().mean())
-        return {**logged, "rate": rate, "beta": self.fusion.beta.detach(), "inactivated share": share}
+        return {
+            **{name: value.detach() for name, value in losses.items()},
+            "rate": rate,
+            "gradient norm": norm,
+            "beta": self.fusion.beta.detach(),
+            "inactivated share": inactivation.detach().mean(),
+        }
 
     def fill(self, batch: Windows, progress: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the network on what the curriculum shows it at a progress in [0, 1].

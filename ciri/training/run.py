@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ciri.errors import TrainingError
+from ciri.errors import CheckpointError, TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.training.curves import Curves
 from ciri.training.distributed import Team, agree, mean_values, wait_for_all
@@ -106,6 +107,15 @@ class RunFolder:
             return False
         for old in self.saved_steps()[: -self.keep]:
             (self.checkpoints / f"step_{old:08d}.pt").unlink(missing_ok=True)
+        return True
+
+    def attempt(self, what: str, write: Callable[[], Any]) -> bool:
+        """Write something that training can do without; a failure (a full disk) is noted and does not end it."""
+        try:
+            write()
+        except (OSError, CheckpointError, SafetensorError) as error:
+            self.notes.append(f"{what} could not be written ({error}); training went on.")
+            return False
         return True
 
     def restore(self, parts: Mapping[str, Stateful], device: torch.device | str = "cpu") -> tuple[int, float]:

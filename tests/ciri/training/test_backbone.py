@@ -131,3 +131,39 @@ def test_a_full_pool_waits_until_its_samples_were_used(data):
         assert len(pool.samples) == 2
     finally:
         pool.close()
+
+
+def test_a_full_disk_does_not_end_a_training(data, tmp_path, monkeypatch):
+    weights = train_backbone(settings(data, tmp_path, steps=1, look_every=1))
+    whole, said = weights.read_bytes(), []
+
+    def full(*anything, **more):
+        raise OSError(28, "No space left on device")
+
+    def stop(done, total):
+        if done == 2:
+            # space again, before the weights are exported for good
+            monkeypatch.undo()
+
+    monkeypatch.setattr("ciri.training.backbone.save_file", full)
+    monkeypatch.setattr(torch, "save", full)
+    train_backbone(settings(data, tmp_path, steps=2, look_every=1), say=said.append, on_step=stop)
+    assert any("The weights of step 2 could not be written" in note and "went on" in note for note in said)
+    assert weights.read_bytes() != whole and load_lite(weights)
+    assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["step_00000001.pt", "step_00000002.pt"]
+
+
+def test_predictions_are_a_part_of_the_wrong_masks(data):
+    plain, mixed = (SampleStream(data, (48, 64), 4, seed=4, wrong=1.0, predictions=name) for name in ("", "flow"))
+    maker, other = plain.maker(), 0
+    for number in range(8):
+        a, b = plain.sample(maker, number), mixed.sample(maker, number)
+        assert torch.equal(a.images[:, :6], b.images[:, :6]) and torch.equal(a.masks[:, 0], b.masks[:, 0])
+        other += not torch.equal(a.masks[:, 1], b.masks[:, 1])
+        assert torch.equal(b.masks, mixed.sample(maker, number).masks)
+    assert other >= 2
+
+
+def test_clips_that_are_shorter_than_the_window_are_played_forth_and_back(data, tmp_path):
+    # the clips have 6 frames
+    assert train_backbone(settings(data, tmp_path, steps=1, window=9, length=12)).exists()

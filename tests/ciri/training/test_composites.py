@@ -106,3 +106,17 @@ def test_large_frames_are_shrunk_when_read(tmp_path):
     maker = CompositeMaker(library, (16, 24), 4)
     assert maker._clip(library.clips[0]).shape == (6, 36, 48, 3)
     assert maker.make(np.random.default_rng(0)).frames.shape == (4, 16, 24, 3)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 6])
+def test_short_clips_are_played_forth_and_back(tmp_path, frames):
+    """Each frame's brightness is its number, so that the order can be read from the picture."""
+    folder = tmp_path / "train/JPEGImages/clip"
+    folder.mkdir(parents=True)
+    for t in range(frames):
+        pack.cv2.imwrite(str(folder / f"{t}.png"), np.full((16, 24, 3), 20 * t, np.uint8))
+    maker = CompositeMaker(open_library(tmp_path), (16, 24), 25)
+    for seed in range(8):
+        order = maker.background(np.random.default_rng(seed)).mean((1, 2, 3)) / 20
+        assert len(order) == 25 and np.allclose(order, order.round()) and order.max() <= frames - 1
+        assert np.abs(np.diff(order)).max() <= 2

@@ -1,9 +1,11 @@
 """The recipe for published backbones on generated clips and seeded weights of the smallest size."""
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -14,9 +16,12 @@ from ciri.checkpoints import write_safetensors
 from ciri.errors import CheckpointError, TrainingError
 from ciri.frames import grow_mask
 from ciri.inactivation.features import learned_beta
+from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.dstt import DSTT
 from ciri.inpainting.e2fgvi import E2FGVIHQ
-from ciri.inpainting.load import load_backbone
+from ciri.inpainting.load import NETWORKS, load_backbone
+from ciri.inpainting.network import WindowNetwork
+from ciri.training import published_trainer
 from ciri.training.curves import Curves
 from ciri.training.distributed import Team
 from ciri.training.published import Settings, train_published
@@ -80,6 +85,7 @@ def test_two_steps_of_e2fgvi_hq_leave_a_file_that_gates(hq, data, tmp_path):
     series = Curves(tmp_path / "curves.csv").read()
     assert {"l1", "flow", "critic", "adversarial", "beta", "held back psnr"} <= set(series)
     assert [step for step, _ in series["l1"]] == [1, 2] and (tmp_path / "samples/0000002.png").exists()
+    shutil.rmtree(tmp_path / "checkpoints")  # half a gigabyte
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +212,105 @@ def test_bad_settings_are_refused(hq, dstt, data, tmp_path):
         run("dstt", dstt, height=50)
     with pytest.raises(TrainingError, match="do not fit into composites of 6"):
         run("dstt", dstt, local=5, references=3)
+
+
+class Tiny(WindowNetwork):
+    """A network of a few numbers: runs of it are quick to save."""
+
+    name = "tiny"
+    facts = BackboneFacts(trained_for="hard mask")
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Conv2d(3, 8, 3, 4, 1), torch.nn.ConvTranspose2d(8, 3, 4, 4)
+
+    def stages(self):
+        return {"out": self.encoder}
+
+    def decode_window(self, features, local, flows=None):
+        mixed = features + features.mean(1, keepdim=True)
+        return self.decoder(mixed[:, :local].flatten(0, 1)).tanh().unflatten(0, (len(features), local))
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setitem(NETWORKS, "tiny", Tiny)
+    torch.manual_seed(0)
+    write_safetensors(tmp_path / "tiny.safetensors", Tiny().state_dict(), {"architecture": "tiny"})
+    return tmp_path / "tiny.safetensors"
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(tiny, data, tmp_path):
+    def run(name, steps, **more):
+        return train_published(settings("tiny", tiny, data, tmp_path / name, epochs=4, steps=steps, **more))
+
+    def losses(name):
+        return Curves(tmp_path / name / "curves.csv").read()
+
+    whole = run("whole", 4)
+    run("halved", 2)
+    halved = run("halved", 4)
+    for name in ("l1", "critic", "adversarial", "gradient norm", "beta"):
+        assert losses("whole")[name] == losses("halved")[name] and len(losses("whole")[name]) == 4
+    one, two = (load_backbone(file, expected=("tiny",), precision="fp32").network for file in (whole, halved))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    with pytest.raises(TrainingError, match="holds another run: 'seed' is 1 there and 2 here"):
+        run("whole", 4, seed=2)
+
+
+def test_what_was_trained_here_can_be_trained_on(tiny, data, tmp_path):
+    first = train_published(settings("tiny", tiny, data, tmp_path / "first", steps=2))
+    trainer = PublishedTrainer(settings("tiny", first, data, tmp_path))
+    assert trainer.fusion.beta.item() == pytest.approx(learned_beta(load_backbone(first, expected=("tiny",))))
+    assert len(trainer.optimiser.param_groups[1]["params"]) == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny, data, tmp_path, monkeypatch):
+    run = settings("tiny", tiny, data, tmp_path / "run", epochs=9)
+    train_published(dataclasses.replace(run, steps=1))
+    monkeypatch.setattr(published_trainer, "adversarial_loss", lambda scores: scores.sum() * float("nan"))
+    with pytest.raises(TrainingError, match="became nan before step 2.*last good state is step 1 in"):
+        train_published(run)
+
+
+def test_a_beta_that_is_none_is_refused(dstt, tmp_path):
+    state = load_backbone(dstt, precision="fp32").network.state_dict()
+    for beta in ("1.5", "much"):
+        write_safetensors(tmp_path / "odd.safetensors", state, {"beta": beta})
+        with pytest.raises(CheckpointError, match="expected a share between 0 and 1"):
+            load_backbone(tmp_path / "odd.safetensors")
+
+
+def test_the_command_asks_for_the_papers_numbers(monkeypatch, data, tmp_path):
+    from ciri import cli
+    from ciri.training import published
+
+    asked = []
+    monkeypatch.setattr(published, "train_published", lambda settings, **more: asked.append(settings) or tmp_path)
+    common = [
+        "train",
+        "backbone",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path),
+        "--model",
+        "e2fgvi_hq",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*common, "--init", "E2FGVI-HQ-CVPR22.pth", "--gate-points", "x0,out", "--epochs", "2"]) in (
+        0,
+        None,
+    )
+    (made,) = asked
+    assert (made.rate, made.adversarial, made.decay_epochs, made.epochs) == (2e-5, 0.01, 20, 2.0)
+    assert (made.batch, made.local, made.references, made.height, made.width) == (8, 5, 3, 240, 432)
+    assert made.gate_points == ("x0", "out") and made.steps is None
+    assert cli.main(common) == 2  # no --init
+
+
+def test_clips_that_are_shorter_than_a_window_are_played_forth_and_back(data):
+    samples = WindowSamples(data, (48, 72), 15, 8, 4, seed=3)  # the clips have 6 frames
+    windows = batch(samples, 0)
+    assert windows.frames.shape == (1, 12, 3, 48, 72) and windows.true.sum() > 0

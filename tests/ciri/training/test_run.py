@@ -104,6 +104,44 @@ def test_nan_stops_and_keeps_the_last_good_state(tmp_path):
     assert run.saved_steps() == [3]
 
 
+def test_a_bad_state_is_not_saved_between_two_looks_at_the_losses(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS, keep=9)
+
+    def step(index, progress):
+        return {"loss": torch.tensor(float("inf") if index == 3 else 1.0)}
+
+    with pytest.raises(TrainingError, match=r"'loss' became inf before step 4.*last good state is step 3"):
+        fit(run, {"model": torch.nn.Linear(1, 1)}, step, steps=9, log_every=100, save_minutes=0)
+    assert run.saved_steps() == [1, 2, 3]
+
+
+def test_what_training_can_do_without_may_fail(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS)
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    assert run.attempt("The picture", lambda: None) and not run.notes
+    assert not run.attempt("The picture", full)
+    assert "The picture could not be written" in run.notes[0] and "No space left" in run.notes[0]
+    with pytest.raises(ZeroDivisionError):
+        run.attempt("A mistake", lambda: 1 / 0)
+
+
+def test_a_reader_of_a_run_writes_nothing(tmp_path):
+    run = RunFolder(tmp_path / "run", SETTINGS)
+    run.curves.add(1, {"loss": 1.0})
+    run.save(1, 2.0, {})
+    run.curves.add(2, {"loss": 0.5})
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    reader = RunFolder(tmp_path / "run", SETTINGS, writes=False)
+    assert reader.restore({}) == (1, 2.0)
+    assert fit(reader, {}, lambda n, p: {"loss": 0.1}, steps=3, log_every=1, save_minutes=0) == 3
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    RunFolder(tmp_path / "none", SETTINGS, writes=False)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     RunFolder(tmp_path, SETTINGS)
     with pytest.raises(TrainingError, match="'seed' is 1 there and 2 here"):
