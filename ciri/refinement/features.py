@@ -28,7 +28,7 @@ class DetectorFeatures:
 
     def __call__(self, crops: Tensor) -> Tensor:
         """RGB (n, 3, s, s) in [0, 1], s a multiple of 16 -> (n, 40, s/8, s/8); differentiable."""
-        return self.detector.features(crops)
+        return self.detector.features(crops.to(self.detector.device))
 
 
 def extractor_for(

@@ -43,7 +43,10 @@ class FeatureExtractor(Protocol):
     fill: tuple[float, float, float]
 
     def __call__(self, crops: Tensor) -> Tensor:
-        """RGB (N, 3, s, s) in [0, 1] -> (N, c, s / stride, s / stride), cells spread evenly over the crop."""
+        """RGB (N, 3, s, s) in [0, 1], on any device -> (N, c, h, w), cells spread evenly over the crop.
+
+        The result is on the device where the features are computed.
+        """
         ...
 
 
@@ -73,7 +76,7 @@ def image_space_points(
     shown = mask * frame + (1 - mask) * fill[:, None, None]
     features = extractor(crop(shown[None], [box], size, fill))
     taken = cell_weights(mask.detach(), box, (features.shape[2], features.shape[3]), size=size) > 0.5
-    return features[0].flatten(1).T[taken]
+    return features[0].flatten(1).T[taken.to(features.device)]
 
 
 def cell_weights(mask: Tensor, box: Box, grid: tuple[int, int], *, size: int = SIZE) -> Tensor:
@@ -152,11 +155,11 @@ class Comparison:
             draw: number of the sub-sample where there are too many cells. Take another one every step, and the same
                 for values that are compared.
         """
-        given = self.frame.weights(mask)
+        given = self.frame.weights(mask).to(self.frame.points)
         mine, theirs = self._sample(len(given), draw), self._sample(len(self._weights), draw)
         if self.order == "prediction rows":
-            return self._prediction_rows(given[mine], mine, theirs, draw)
-        return contextual_loss(
+            return self._prediction_rows(given[mine], mine, theirs, draw).to(mask.device)
+        loss = contextual_loss(
             self.frame.points[mine],
             self._points[theirs],
             prediction_weights=given[mine],
@@ -164,6 +167,7 @@ class Comparison:
             order=self.order,
             bandwidth=self.bandwidth,
         )
+        return loss.to(mask.device)
 
     def _prediction_rows(self, weights: Tensor, mine: Tensor, theirs: Tensor, draw: int) -> Tensor:
         """The one order in which the mean is the template's, so that no distance depends on the mask."""

@@ -51,7 +51,7 @@ class VGG19Features(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """RGB (b, 3, h, w) in [0, 1] -> (b, 256, h/4, w/4)."""
-        features: Tensor = self.features((crops - self.mean) / self.std)
+        features: Tensor = self.features((crops.to(self.mean) - self.mean) / self.std)
         return features.relu() if self.after_relu else features
 
 
