@@ -14,21 +14,23 @@ from ciri.residue.lite import LiteDetector
 
 
 class DetectorFeatures:
-    """What the shipped detector's encoder makes of a crop, at an eighth of its size.
+    """What the shipped detector's encoder makes of a crop.
 
     Args:
         detector: its weights are used as they are, not copied.
+        level: 0, 1 or 2, for features at 1/4, 1/8 or 1/16 of the crop. The finest say best how large a region is
+            (benchmarks/contextual_features.py): coarse cells at its edge hold both target and background.
     """
 
-    name = "lite"
     fill: tuple[float, float, float] = MEAN
 
-    def __init__(self, detector: LiteDetector) -> None:
-        self.detector = detector
+    def __init__(self, detector: LiteDetector, level: int = 0) -> None:
+        self.detector, self.level = detector, level
+        self.name = f"lite, 1/{4 << level}"
 
     def __call__(self, crops: Tensor) -> Tensor:
-        """RGB (n, 3, s, s) in [0, 1], s a multiple of 16 -> (n, 40, s/8, s/8); differentiable."""
-        return self.detector.features(crops.to(self.detector.device))
+        """RGB (n, 3, s, s) in [0, 1], s a multiple of 16 -> (n, 24, s/4, s/4) at level 0; differentiable."""
+        return self.detector.network.encode(crops.to(self.detector.device))[self.level]
 
 
 def extractor_for(

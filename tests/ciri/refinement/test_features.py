@@ -19,7 +19,7 @@ def detector():
 
 def test_the_choice(detector, tmp_path):
     assert extractor_for(None) is None
-    assert extractor_for(detector).name == "lite"
+    assert extractor_for(detector).name == "lite, 1/4"
     write_safetensors(tmp_path / "vgg.safetensors", trimmed(VGG19Features()))
     assert extractor_for(detector, tmp_path / "vgg.safetensors").name == "vgg19"
 
@@ -33,7 +33,7 @@ def test_the_encoder_moves_a_mask_and_is_not_moved(detector):
     mask[:, 30:66, 30:66] = 1
     soft = (mask * 0.8 + 0.1).requires_grad_()
     kept = keep_features(extractor, frame, enlarged(box))
-    assert kept.grid == (16, 16) and kept.points.shape == (256, 40)
+    assert kept.grid == (32, 32) and kept.points.shape == (1024, 24)
     (kept_gradient,) = torch.autograd.grad(Comparison(kept, mask, kept).loss(soft), soft)
     points = image_space_points(extractor, frame, soft, enlarged(box))
     (picture_gradient,) = torch.autograd.grad(points.square().sum(), soft)
