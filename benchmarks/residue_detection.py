@@ -6,12 +6,16 @@ CASES holds a folder per case with ``frames``, ``masks`` and ``clean`` (PNG). Fr
 the flow backbone in one pass: with its true masks, and with masks of which parts are missing (seeded by the case's
 number). A frame of the second removal counts as one with residue if at least 1 % of the target's box is still there.
 The score is that of the product: boxes from the very masks that the removal used.
+
+``--detector untrained`` is the part matching alone, on the encoder's own features: what training has to beat.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,11 +25,35 @@ from torch import Tensor
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove, soft_edges
 from ciri.residue import registry
-from ciri.residue.base import ResidueDetector
+from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.crops import crop, search_window, target_box
 from ciri.residue.detect import Residue, detect_residue
-from ciri.training.residue_bank import CLEAN_BELOW, RESIDUE_FROM
+from ciri.residue.lite import CROP, SHIPPED, LiteDetector, cell_indices, load_lite
+from ciri.training.residue_bank import CLEAN_BELOW, RESIDUE_FROM, Batch
 from ciri.training.residue_data import FEATHER, GROW, incomplete_masks, residue_label
-from ciri.training.residue_report import area_under_curve, average_precision
+from ciri.training.residue_report import area_under_curve, average_precision, untrained
+
+
+class PartMatching(LiteDetector):
+    """Part matching without anything trained, with the encoder of the shipped detector."""
+
+    name = "untrained"
+
+    def template(self, frame: Tensor, mask: Tensor) -> Any:
+        """See the protocol."""
+        box = target_box(mask)
+        assert box is not None
+        fill, window = frame.mean((1, 2)), [search_window(box)]
+        target = crop(mask[None], window, CROP, fill.new_zeros(1), antialias=True)[0]
+        maps = self.network.encode(crop(frame[None], window, CROP, fill, antialias=True))
+        return maps, [cell_indices(target)], fill
+
+    def detect(self, template: Any, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
+        """See the protocol."""
+        maps, index, fill = template
+        crops = crop(frames, [search_window(box) for box in boxes], CROP, fill, antialias=True)
+        search = self.network.encode(crops)
+        return untrained(Batch(search, maps, index, label=search[0], sure=search[0]))
 
 
 def read(folder: Path, mode: int) -> np.ndarray:
@@ -77,10 +105,14 @@ def main() -> None:
     parser.add_argument("cases", type=Path)
     parser.add_argument("--detector", default="lite")
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--threshold", type=float, default=0.8, help="of --detector untrained (default 0.8)")
     parser.add_argument("--work", type=Path, help="keep the removals here")
     parser.add_argument("--pictures", type=Path, help="write a picture per case here")
     args = parser.parse_args()
-    report(args, registry.build(args.detector, weights=args.weights))
+    if args.detector == "untrained":
+        report(args, PartMatching(load_lite(args.weights or SHIPPED)[0], args.threshold))
+    else:
+        report(args, registry.build(args.detector, weights=args.weights))
 
 
 def report(args: argparse.Namespace, detector: ResidueDetector) -> None:

@@ -15,6 +15,7 @@ def add_parser(networks: Any) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the data pack, DAVIS, or YouTube-VOS")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; continued if it is there")
     parser.add_argument("--init", type=Path, required=True, help="pretrained EfficientNet-Lite0 (.safetensors)")
+    parser.add_argument("--go-on-from", type=Path, help="exported weights to begin with")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on later")
     parser.add_argument("--plan-minutes", type=float, help="minutes of all calls together (default: --minutes)")
     parser.add_argument("--steps", type=int, default=4000, help="most steps of all calls together (default 4000)")
@@ -31,7 +32,20 @@ def add_parser(networks: Any) -> None:
 def _train(args: argparse.Namespace) -> None:
     from ciri.training.residue import Settings, train_residue
 
-    names = ("data", "out", "init", "minutes", "plan_minutes", "steps", "batch", "rate", "files", "held", "seed")
+    names = (
+        "data",
+        "out",
+        "init",
+        "go_on_from",
+        "minutes",
+        "plan_minutes",
+        "steps",
+        "batch",
+        "rate",
+        "files",
+        "held",
+        "seed",
+    )
     settings = Settings(**{name: getattr(args, name) for name in (*names, "workers", "look_every")})
     with shared.progress("training") as bar:
         weights = train_residue(settings, say=remark, on_step=bar)

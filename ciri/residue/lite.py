@@ -41,7 +41,7 @@ SCALES = (4, 8, 16)
 CHANNELS = (C4, C8, C16)
 PROJECTED = (24, 40, 64)
 #: Most cells that are remembered of target and background at each scale.
-MOST_CELLS = (128, 192, 96)
+MOST_CELLS = (64, 128, 64)
 #: Pixels of the crop around the target that count as neither target nor background.
 RIM = 5
 

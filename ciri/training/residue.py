@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from ciri.checkpoints import write_safetensors
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.propagation.lite import Lite0Encoder
-from ciri.residue.lite import ARCHITECTURE, ResidueNetwork
+from ciri.residue.lite import ARCHITECTURE, ResidueNetwork, load_lite
 from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace
 from ciri.training.propagator_weights import load_pretrained
@@ -47,6 +47,7 @@ class Settings:
     Attributes:
         data, out: the data folder and the run's folder.
         init: pretrained EfficientNet-Lite0 (.safetensors of the original key names).
+        go_on_from: exported weights to begin with.
         minutes, plan_minutes: of this call and of all calls together.
         steps: most steps of all calls together.
         batch: samples per step.
@@ -65,6 +66,7 @@ class Settings:
     data: Path
     out: Path
     init: Path
+    go_on_from: Path | None = None
     minutes: float | None = None
     plan_minutes: float | None = None
     steps: int = 4000
@@ -120,6 +122,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.network = pretrained(settings.init)
+        if settings.go_on_from is not None:
+            self.network.load_state_dict(load_lite(settings.go_on_from)[0].state_dict())
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.99))
         learnt = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(learnt, settings.rate, weight_decay=1e-3)
@@ -177,30 +181,27 @@ def train_residue(
     open_library(settings.data)  # refuses a wrong folder before anything is made
     trainer = Trainer(settings)
     bank, held = Bank(trainer.network), Bank(trainer.network, keep_pictures=True)
-    say("Making held-back samples.")
-    for file in fill_folder(settings.pool, settings.material, seed=settings.seed, held_back=True, files=settings.held):
-        held.add(file)
-    baseline = measure(held, answers(held, untrained))
-    say(f"{len(held)} held-back samples; part matching without training: {_in_words(baseline)}")
     target = run.path / "residue_lite.safetensors"
 
     def step(done: int, progress: float) -> Mapping[str, Tensor | float]:
         if done % 25 == 0:
-            _take_new(bank, settings)
+            _take_new(bank, settings, held_back=False)
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + done)
         return {**trainer.step(_draw(bank, settings.batch, random), done, progress), "samples": float(len(bank))}
 
     def look(done: int) -> Mapping[str, float]:
+        _take_new(held, settings, held_back=True)
         found = answers(held, trained(trainer.averaged))
         values = measure(held, found)
         write_sheets(run.samples, f"{done:06d}", held, found)
         export(trainer.averaged, target, found.threshold, _facts(settings, done, len(bank), values))
         run.curves.draw()
-        say(f"step {done}, {len(bank)} samples: {_in_words(values)}")
+        say(f"step {done}, {len(bank)} samples, {len(held)} held back: {_in_words(values)}")
         return {f"held back {name}": value for name, value in values.items()}
 
     with _sample_maker(settings) as alive:
-        _wait_for_samples(bank, settings, alive)
+        _wait_for_samples(held, settings, 1, alive, held_back=True)
+        _wait_for_samples(bank, settings, settings.first, alive, held_back=False)
         fit(
             run,
             trainer.parts(),
@@ -215,6 +216,7 @@ def train_residue(
         )
     for note in run.notes:
         say(note)
+    say(f"The same samples, part matching without training: {_in_words(measure(held, answers(held, untrained)))}")
     return target
 
 
@@ -250,16 +252,19 @@ def _draw(bank: Bank, count: int, random: torch.Generator) -> Batch:
     return bank.batch(numbers)
 
 
-def _take_new(bank: Bank, settings: Settings) -> None:
-    for file in pool_files(settings.pool, seed=settings.seed, held_back=False):
+def _take_new(bank: Bank, settings: Settings, *, held_back: bool) -> None:
+    for file in pool_files(settings.pool, seed=settings.seed, held_back=held_back):
         if file not in bank.files:
             bank.add(file)
 
 
-def _wait_for_samples(bank: Bank, settings: Settings, alive: Callable[[], bool]) -> None:
+def _wait_for_samples(
+    bank: Bank, settings: Settings, files: int, alive: Callable[[], bool], *, held_back: bool
+) -> None:
+    most = settings.held if held_back else settings.files
     while True:
-        _take_new(bank, settings)
-        if len(bank.files) >= min(settings.first, settings.files):
+        _take_new(bank, settings, held_back=held_back)
+        if len(bank.files) >= min(files, most):
             return
         if not alive():
             raise TrainingError(f"The process that makes samples ended with {len(bank.files)} files made.")
@@ -267,16 +272,13 @@ def _wait_for_samples(bank: Bank, settings: Settings, alive: Callable[[], bool])
 
 
 @contextmanager
-def _sample_maker(settings: Settings) -> Any:
+def _sample_maker(settings: Settings) -> Iterator[Callable[[], bool]]:
     """Have a second process fill the pool; yields whether it is alive. Without workers: fill it here and now."""
-    arguments: dict[str, Any] = {"seed": settings.seed, "held_back": False, "files": settings.files}
     if settings.workers == 0:
-        fill_folder(settings.pool, settings.material, **arguments)
+        _fill_pool(settings)
         yield lambda: True
         return
-    process = multiprocessing.get_context("spawn").Process(
-        target=_make_samples, args=(settings.pool, settings.material), kwargs=arguments, daemon=True
-    )
+    process = multiprocessing.get_context("spawn").Process(target=_make_samples, args=(settings,), daemon=True)
     process.start()
     try:
         yield process.is_alive
@@ -285,9 +287,15 @@ def _sample_maker(settings: Settings) -> Any:
         process.join()
 
 
-def _make_samples(pool: Path, material: Material, **options: Any) -> None:
+def _fill_pool(settings: Settings, go_on: Callable[[], bool] = lambda: True) -> None:
+    """Make the held-back samples, then those to train with."""
+    for held_back, files in ((True, settings.held), (False, settings.files)):
+        fill_folder(settings.pool, settings.material, seed=settings.seed, held_back=held_back, files=files, go_on=go_on)
+
+
+def _make_samples(settings: Settings) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     parent = os.getppid()
     # a parent that was killed cannot end its child
-    fill_folder(pool, material, go_on=lambda: os.getppid() == parent, **options)
+    _fill_pool(settings, lambda: os.getppid() == parent)

@@ -54,7 +54,7 @@ class Bank:
         self._index: list[list[tuple[Tensor, Tensor]]] = []
         self._places: list[tuple[int, int]] = []
         self._first_target: list[int] = []
-        self.size, self.kind = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+        self.size, self.soft, self.kind = torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
         self.complete = torch.zeros(0, dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Bank:
     @property
     def clean(self) -> Tensor:
         """bool (n,)."""
-        return self.complete | (self.size < CLEAN_BELOW)
+        return self.complete | (self.soft < CLEAN_BELOW)
 
     def add(self, file: Path) -> None:
         """Read and encode one pool file."""
@@ -80,6 +80,7 @@ class Bank:
         self._index += [cell_indices(mask) for mask in pool.mask.float() / 255]
         self._places += [(len(self.pools), i) for i in range(len(pool))]
         self.size = torch.cat([self.size, pool.size])
+        self.soft = torch.cat([self.soft, pool.soft])
         self.kind = torch.cat([self.kind, pool.kind])
         self.complete = torch.cat([self.complete, pool.complete])
         if not self.keep_pictures:

@@ -53,7 +53,8 @@ class Pool:
         target: int64 (n,), which reference.
         kind: int64 (n,), index into :data:`KINDS`.
         complete: bool (n,), the mask missed nothing, so nothing is left.
-        size: float32 (n,), area of the residue over that of the target's box.
+        size, soft: float32 (n,), area of the residue over that of the target's box: where the label is at least 0.5,
+            and the label's sum.
         reference: (m, 3, s, s), crops of the annotated frames.
         mask: (m, 1, s, s), the target in them, 0 to 255.
     """
@@ -65,6 +66,7 @@ class Pool:
     kind: Tensor
     complete: Tensor
     size: Tensor
+    soft: Tensor
     reference: Tensor
     mask: Tensor
 
@@ -97,9 +99,9 @@ def residue_label(
 ) -> tuple[Tensor, Tensor]:
     """Return how much of the target each pixel still shows, and how sure that is, (N, 1, H, W) each, in [0, 1].
 
-    Where nothing was filled in, any visible difference to the clean clip is the target. Where something was, it is the
-    target only if its surroundings look like it; what differs visibly from the clean clip and from the target may be
-    a blurred fill, or a part of the target that was copied from elsewhere, so it is not sure.
+    Where nothing was filled in, any visible difference to the clean clip that points towards the filmed frame is the
+    target. Where something was, it is not; but a visibly wrong fill may be a part of the target that was copied from
+    elsewhere as well as a blur, so it is not sure.
 
     Args:
         inpainted, clean, filmed: float32 (N, 3, H, W) in [0, 1]: after the removal, the truth, with the target.
@@ -108,18 +110,13 @@ def residue_label(
     """
 
     def around(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x.sum(1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False)
+        return F.avg_pool2d(x.sum(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
     left, whole = inpainted - clean, filmed - clean
     visible = (left.abs().mean(1, keepdim=True) * 255 - VISIBLE_FROM) / (VISIBLE_FULLY - VISIBLE_FROM)
-    product, power, rest = around(left * whole), around(whole**2), around(left**2)
-    share = (product / (power + 1e-4)).clamp(0, 1)
-    # colours alone often point the same way by chance; 5 x 5 of them do not
-    alike = ((product / (power * rest + 1e-8).sqrt() - 0.85) / 0.1).clamp(0, 1)
-    near = F.max_pool2d(mask, 7, stride=1, padding=3)
-    shown = near * visible.clamp(0, 1)
-    label = shown * share * torch.lerp(torch.ones_like(alike), alike, cover)
-    return label, 1 - (shown * cover * (1 - alike) > 0.2).float()
+    share = (around(left * whole) / (around(whole**2) + 1e-4)).clamp(0, 1)
+    shown = F.max_pool2d(mask, 7, stride=1, padding=3) * visible.clamp(0, 1)
+    return shown * share * (1 - cover), 1 - (shown * cover > 0.2).float()
 
 
 # ------------------------------------------------------------------------------------------------- masks
@@ -299,7 +296,8 @@ def _cut(
         target=torch.zeros(len(at), dtype=torch.int64),
         kind=torch.tensor([r.kind for r in chosen]),
         complete=torch.tensor([r.complete for r in chosen]),
-        size=maps[:, 0].sum((1, 2)) * cells / areas,
+        size=(maps[:, 0] >= 0.5).sum((1, 2)) * cells / areas,
+        soft=maps[:, 0].sum((1, 2)) * cells / areas,
         reference=_bytes(reference),
         mask=_bytes(mask),
     )
