@@ -9,6 +9,7 @@ Dimensions: h w pixels of the frame.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -23,6 +24,8 @@ from ciri.residue.base import Box
 from ciri.residue.crops import search_window
 
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 1e-3
+#: Half the width in pixels of a strip between mask and seeds that is taken for target too.
+BRIDGED = 6
 #: A seed that is farther from the mask than this share of the box's side belongs to something else of the scene.
 CONNECTED_WITHIN = 0.15
 #: Seeds of fewer pixels, and of a smaller share of the box, are noise.
@@ -70,8 +73,13 @@ def grow_over_residue(
     seeds = _connected_seeds(seen, old > 0.5, box)
     if not seeds.any():
         return Growth(mask, "what is left lies inside the mask, or is not connected with it")
-    soft = _shaped(frame[(slice(None), *part)].permute(1, 2, 0).numpy(), old, found, seeds, threshold)
+    image = frame[(slice(None), *part)].permute(1, 2, 0).numpy()
+    soft = _shaped(image, old, _evidence(old, found, seeds, hidden[0][part].numpy(), threshold), seeds)
     soft = _bounded(soft, old, found, most_area)
+    added = (soft > 0.5) & (old <= 0.5)
+    # the bound may have cut a bridge
+    apart = added & ~touching(added, old > 0.5, _gap(box))
+    soft = np.where(apart, np.minimum(soft, 0.49), soft).astype(np.float32)
     if not ((soft > 0.5) & (old <= 0.5)).any():
         return Growth(mask, "the mask may not grow any further")
     grown = mask.clone()
@@ -109,18 +117,38 @@ def _connected_seeds(seen: np.ndarray, mask: np.ndarray, box: Box) -> np.ndarray
     count, labels, stats, _ = cv2.connectedComponentsWithStats(seen.astype(np.uint8), connectivity=8)
     least = max(LEAST_SEED, LEAST_SEED_SHARE * box.width * box.height)
     large = np.isin(labels, [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least])
-    return touching(large & seen, mask, CONNECTED_WITHIN * np.sqrt(box.width * box.height))
+    return touching(large & seen, mask, _gap(box))
 
 
-def _shaped(image: np.ndarray, old: np.ndarray, found: np.ndarray, seeds: np.ndarray, threshold: float) -> np.ndarray:
-    """The old mask and the seeds together, their edge on the picture's edges: float32 (h, w) in [0, 1]."""
-    reach = cv2.dilate(seeds.astype(np.uint8), np.ones((2 * GUIDE_RADIUS + 1,) * 2, np.uint8)) > 0
+def _gap(box: Box) -> float:
+    return CONNECTED_WITHIN * math.sqrt(box.width * box.height)
+
+
+def _evidence(
+    old: np.ndarray, found: np.ndarray, seeds: np.ndarray, hidden: np.ndarray, threshold: float
+) -> np.ndarray:
+    """How surely each pixel beside the mask is target, float32 (h, w) in [0, 1]."""
     # a response at the threshold is as good as none, one half way to 1 is certain
-    evidence = np.clip((found - threshold) / (1 - threshold) * 2, 0, 1) * reach
+    evidence = np.clip((found - threshold) / (1 - threshold) * 2, 0, 1) * _near(seeds)
+    # between mask and seeds the fill hides a strip of the target, in which nothing can be found
+    target = old > 0.5
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * BRIDGED + 1, 2 * BRIDGED + 1))
+    closed = cv2.morphologyEx((seeds | target).astype(np.uint8), cv2.MORPH_CLOSE, disc) > 0
+    strip = closed & hidden & ~target & _near(seeds)
+    return np.where(strip, 1, evidence).astype(np.float32)
+
+
+def _shaped(image: np.ndarray, old: np.ndarray, evidence: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """The old mask and the evidence together, their edge on the picture's edges: float32 (h, w) in [0, 1]."""
     together = np.maximum(evidence, old).astype(np.float32)
     guided = sharpen(guided_filter(image.astype(np.float32), together, GUIDE_RADIUS, GUIDE_EPSILON)).on(image)
-    bridge = seeds.astype(np.float32) * np.maximum(evidence, 0.51)
-    return np.where(reach, np.maximum(guided, bridge), old).astype(np.float32)
+    sure = np.maximum(seeds, evidence >= 1) * np.maximum(evidence, 0.51)
+    return np.where(_near(seeds), np.maximum(guided, sure), old).astype(np.float32)
+
+
+def _near(seeds: np.ndarray) -> np.ndarray:
+    """bool: within reach of the guided filter."""
+    return cv2.dilate(seeds.astype(np.uint8), np.ones((2 * GUIDE_RADIUS + 1,) * 2, np.uint8)) > 0
 
 
 def _bounded(soft: np.ndarray, old: np.ndarray, found: np.ndarray, most: float) -> np.ndarray:

@@ -20,9 +20,10 @@ from ciri.inpainting.base import Backbone
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.engine import MemoryPropagator
-from ciri.refinement import acceptance, growth
+from ciri.refinement import growth
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.decoder_inputs import Annotated, refinable
+from ciri.refinement.judging import Judge, Pictures
 from ciri.refinement.mask_space import refine_masks
 from ciri.refinement.objective import Scene
 from ciri.refinement.paper import as_printed
@@ -30,7 +31,7 @@ from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import Comparison, FeatureExtractor, enlarged, informative, keep_features
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import LEAST_TARGET, Watch, suspects, updated
+from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, suspects, updated
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import boxes_of_clip
@@ -121,6 +122,7 @@ class _Job:
         self.backbone, self.detector, self.propagator = backbone, detector, propagator
         self.settings, self.first_index = settings, first_index
         self.features: FeatureExtractor | None = None
+        self.most: dict[int, float] = {}
         self.tuned: Propagator | None = None
         self.clock = Clock(settings.time_budget)
         self.report = RefinementReport()
@@ -185,8 +187,13 @@ class _Job:
         with self.clock.stage("inpainting"):
             progress = self.clock.watched(part(on_step, 0.15, 0.7))
             painted = repaint(self.frames, grown, self.inpainted, changed, self.backbone, self.settings, progress)
-        refined = self._descend(watch, before, painted, grown, changed, part(on_step, 0.7, 0.85))
-        masks, inpainted, after = self._judge(watch, before, painted, grown, refined, reasons, part(on_step, 0.85, 1))
+        with self.clock.stage("descent"):
+            quiet = before.maps <= watch.detector.threshold
+            refined = self._descend(watch, painted, grown, changed, quiet, part(on_step, 0.7, 0.85))
+        pictures = Pictures(self.frames, self.masks, self.inpainted, grown, painted)
+        with self.clock.stage("judging"):
+            judge = Judge(watch, before, pictures, self.settings, self.clock)
+            masks, inpainted, after = judge.decide(refined, self.most, reasons, part(on_step, 0.85, 1))
         return self._result(before, after, masks, inpainted, reasons)
 
     # ------------------------------------------------------------------------------------------ stages
@@ -203,6 +210,7 @@ class _Job:
                 if min(box.width, box.height) < LEAST_TARGET or area == 0:
                     reasons[t] = "the mask is empty" if area == 0 else "the target is too small to be judged"
                     continue
+                self.most[t] = growth.most_area(area, usual, box, self.settings.strength)
                 proposal = growth.grow_over_residue(
                     self.frames[t],
                     self.masks[t],
@@ -210,40 +218,41 @@ class _Job:
                     growth.shown_by(self.masks[t : t + 1], self.settings.grow)[0],
                     box,
                     threshold=watch.detector.threshold,
-                    most_area=growth.most_area(area, usual, box, self.settings.strength),
+                    most_area=self.most[t],
                 )
                 grown[t], reasons[t] = proposal.mask, proposal.reason
         return grown
 
     def _descend(
-        self, watch: Watch, before: Residue, painted: Tensor, grown: Tensor, changed: list[int], on_step: OnStep
+        self, watch: Watch, painted: Tensor, grown: Tensor, changed: list[int], quiet: Tensor, on_step: OnStep
     ) -> Tensor:
-        """Masks (T, 1, H, W) after gradient descent."""
-        if not self.settings.epochs:
+        """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
+        weights = self.report.mode == "weights"
+        if not weights:
+            seen = watch.look(painted[changed], changed)
+            changed = [t for t, score in zip(changed, seen.scores.tolist(), strict=True) if score > SUSPICIOUS_PAIR]
+        if not (self.settings.epochs and changed):
             return grown
-        with self.clock.stage("descent"):
-            shown = shown_under(
-                self.frames[changed], painted[changed], grown[changed], self.masks[changed], self.settings
+        shown = shown_under(self.frames[changed], painted[changed], grown[changed], self.masks[changed], self.settings)
+        looks = self._appearance(watch, changed)
+        scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet[changed], looks)
+        # judging takes about twice the first look; it has to fit in as well
+        reserve = 2 * self.clock.seconds["detection"]
+        total = self.settings.epochs * len(changed) if weights else self.settings.epochs
+        refined = grown.clone()
+
+        def after_step(done: int) -> bool:
+            on_step(done, total)
+            return self.clock.left() > reserve
+
+        if weights:
+            tuned = tune(self._refinable(), watch, scene, self._clip(), self.settings, after_step)
+            refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
+            self.report.notes += tuned.notes
+        else:
+            refined[changed], self.report.steps = refine_masks(
+                watch, scene, steps=self.settings.epochs, grow=self.settings.grow, after_step=after_step
             )
-            quiet = before.maps[changed] <= watch.detector.threshold
-            scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet)
-            scene = replace(scene, appearance=self._appearance(watch, changed))
-            # judging takes about twice the first look; it has to fit in as well
-            reserve = 2 * self.clock.seconds["detection"]
-            refined = grown.clone()
-
-            def after_step(done: int) -> bool:
-                on_step(done, self.settings.epochs)
-                return self.clock.left() > reserve
-
-            if self.report.mode == "weights":
-                tuned = tune(self._refinable(), watch, scene, self._clip(), self.settings, after_step)
-                refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
-                self.report.notes += tuned.notes
-            else:
-                refined[changed], self.report.steps = refine_masks(
-                    watch, scene, steps=self.settings.epochs, grow=self.settings.grow, after_step=after_step
-                )
         return refined
 
     def _appearance(self, watch: Watch, at: list[int]) -> list[Comparison | None] | None:
@@ -274,96 +283,15 @@ class _Job:
         self,
         watch: Watch,
         before: Residue,
-        painted: Tensor,
-        grown: Tensor,
+        pictures: Pictures,
         refined: Tensor,
         reasons: dict[int, str],
         on_step: OnStep,
     ) -> tuple[Tensor, Tensor, Residue]:
         """Return masks, pictures and residue of the clip with everything that stood the test."""
         with self.clock.stage("judging"):
-            masks = self._masks_that_hold(watch, refined, reasons)
-            masks = self._parts_that_help(watch, before, painted, grown, masks, reasons)
-            on_step(1, 4)
-            self.clock.check()
-            touched = [t for t, box in enumerate(watch.boxes) if box is not None and self._repainted(t, painted)]
-            changed = [t for t in touched if (masks[t] != self.masks[t]).any()]
-            new = shown_under(self.frames[touched], painted[touched], grown[touched], masks[touched], self.settings)
-            seen = watch.look(new, touched, self.clock.watched(part(on_step, 0.25, 0.75)))
-            keep = self._pictures_that_hold(watch, before, new, touched, changed, seen, reasons)
-            for t in changed:
-                if t not in keep:
-                    masks[t] = self.masks[t]
-            # the fill of a frame that was refused is made of the old picture
-            inpainted = self.inpainted.clone()
-            rows = [touched.index(t) for t in keep]
-            inpainted[keep] = new[rows]
-            after = updated(before, keep, Residue(seen.maps[rows], seen.scores[rows], []))
-            on_step(4, 4)
-        return masks, inpainted, after
-
-    def _repainted(self, t: int, painted: Tensor) -> bool:
-        return not torch.equal(painted[t], self.inpainted[t])
-
-    def _masks_that_hold(self, watch: Watch, refined: Tensor, reasons: dict[int, str]) -> Tensor:
-        masks = self.masks.clone()
-        usual = growth.usual_area(self.masks, self.first_mask)
-        for t, reason in reasons.items():
-            if reason:
-                continue
-            area, box = int((self.masks[t] > 0.5).sum()), watch.box(t)
-            most = growth.most_area(area, usual, box, self.settings.strength)
-            reasons[t] = acceptance.mask_fault(refined[t], self.masks[t], box, most)
-            if not reasons[t]:
-                masks[t] = refined[t]
-        return masks
-
-    def _parts_that_help(
-        self, watch: Watch, before: Residue, painted: Tensor, grown: Tensor, masks: Tensor, reasons: dict[int, str]
-    ) -> Tensor:
-        """Take back every added part that was painted over in vain."""
-        at = [t for t, reason in reasons.items() if not reason]
-        if not at:
-            return masks
-        new = shown_under(self.frames[at], painted[at], grown[at], masks[at], self.settings)
-        seen = watch.look(new, at)
-        for i, t in enumerate(at):
-            masks[t] = acceptance.useful_growth(
-                masks[t], self.masks[t], before.maps[t], seen.maps[i], watch.detector.threshold
-            )
-            if not ((masks[t] > 0.5) & (self.masks[t] <= 0.5)).any():
-                masks[t] = self.masks[t]
-                reasons[t] = "painting over it did not make the residue go"
-        return masks
-
-    def _pictures_that_hold(
-        self,
-        watch: Watch,
-        before: Residue,
-        new: Tensor,
-        touched: list[int],
-        changed: list[int],
-        seen: Residue,
-        reasons: dict[int, str],
-    ) -> list[int]:
-        """The frames whose new picture is taken."""
-        rows = [touched.index(t) for t in changed]
-        was, now = (watch.judge(x, changed) for x in (self.inpainted[changed], new[rows]))
-        keep = []
-        for t, score in zip(touched, seen.scores.tolist(), strict=True):
-            old = float(before.scores[t])
-            if t in changed:
-                i = changed.index(t)
-                holds = acceptance.falls_enough(old, score)
-                holds = holds and acceptance.falls_enough(float(was[i]), float(now[i]))
-                if not holds:
-                    reasons[t] = "the residue did not fall enough in the finished picture"
-            else:
-                holds = score <= old + acceptance.TOLERATED
-            if holds:
-                keep.append(t)
-        # without a mask that changed there is nothing to follow from
-        return keep if any(t in keep for t in changed) else []
+            judge = Judge(watch, before, pictures, self.settings, self.clock)
+            return judge.decide(refined, self.most, reasons, on_step)
 
     def _as_printed(self, on_step: OnStep) -> Refinement:
         """Eq. 8-10, two epochs over all frames, no guard: what comes of it is what is returned."""

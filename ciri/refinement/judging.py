@@ -1,0 +1,144 @@
+"""The last word on a refinement: which masks, parts of masks and pictures of a clip are taken, and which are not.
+
+Dimensions: T frames, n of them, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ciri.progress import OnStep, part
+from ciri.refinement import acceptance
+from ciri.refinement.clock import Clock
+from ciri.refinement.product import shown_under
+from ciri.refinement.settings import RefinementSettings
+from ciri.refinement.watch import Watch, updated
+from ciri.residue.detect import Residue
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A clip before and after it was painted again.
+
+    Attributes:
+        frames: float32 (T, 3, H, W), as filmed.
+        masks: float32 (T, 1, H, W), the old masks.
+        inpainted: float32 (T, 3, H, W), filled with the old masks.
+        grown: float32 (T, 1, H, W), masks that cover the residue.
+        painted: float32 (T, 3, H, W), filled with these.
+    """
+
+    frames: Tensor
+    masks: Tensor
+    inpainted: Tensor
+    grown: Tensor
+    painted: Tensor
+
+
+class Judge:
+    """Decides frame by frame.
+
+    Args:
+        watch: the detector.
+        before: the residue of the clip as it was given.
+        pictures: what there is to choose from.
+        settings: seams.
+        clock: ends the work.
+    """
+
+    def __init__(
+        self, watch: Watch, before: Residue, pictures: Pictures, settings: RefinementSettings, clock: Clock
+    ) -> None:
+        self.watch, self.before, self.pictures = watch, before, pictures
+        self.settings, self.clock = settings, clock
+        given, painted = pictures.inpainted, pictures.painted
+        self.touched = [
+            t for t, box in enumerate(watch.boxes) if box is not None and not torch.equal(painted[t], given[t])
+        ]
+
+    def decide(
+        self, refined: Tensor, most: dict[int, float], reasons: dict[int, str], on_step: OnStep
+    ) -> tuple[Tensor, Tensor, Residue]:
+        """Return masks, pictures and residue of the clip with everything that stood the test.
+
+        Args:
+            refined: float32 (T, 1, H, W), the new masks, nowhere beyond the grown ones.
+            most: frame -> pixels that its mask may cover.
+            reasons: frame -> why it is not changed; empty where it may be. Updated.
+            on_step: progress callback.
+        """
+        masks = self._masks_that_hold(refined, most, reasons)
+        new = self._show(self.touched, masks)
+        looked = self.clock.watched(part(on_step, 0, 0.5))
+        seen = updated(self.before, self.touched, self.watch.look(new, self.touched, looked))
+        seen = self._parts_that_help(masks, new, seen, reasons)
+        on_step(3, 4)
+        self.clock.check()
+        changed = [t for t in self.touched if not torch.equal(masks[t], self.pictures.masks[t])]
+        keep = self._pictures_that_hold(new, changed, seen, reasons)
+        for t in changed:
+            if t not in keep:
+                masks[t] = self.pictures.masks[t]
+        inpainted = self.pictures.inpainted.clone()
+        inpainted[keep] = new[[self.touched.index(t) for t in keep]]
+        after = updated(self.before, keep, Residue(seen.maps[keep], seen.scores[keep], []))
+        on_step(4, 4)
+        return masks, inpainted, after
+
+    def _show(self, at: list[int], masks: Tensor) -> Tensor:
+        p = self.pictures
+        return shown_under(p.frames[at], p.painted[at], p.grown[at], masks[at], self.settings)
+
+    def _masks_that_hold(self, refined: Tensor, most: dict[int, float], reasons: dict[int, str]) -> Tensor:
+        masks = self.pictures.masks.clone()
+        for t in [t for t, reason in reasons.items() if not reason]:
+            reasons[t] = acceptance.mask_fault(refined[t], masks[t], self.watch.box(t), most[t])
+            if t not in self.touched:
+                reasons[t] = "painting over it changed nothing"
+            if not reasons[t]:
+                masks[t] = refined[t]
+        return masks
+
+    def _parts_that_help(self, masks: Tensor, new: Tensor, seen: Residue, reasons: dict[int, str]) -> Residue:
+        """Take back every added part that was painted over in vain, in the masks and the pictures, in place."""
+        trimmed = []
+        for t in [t for t, reason in reasons.items() if not reason]:
+            old = self.pictures.masks[t]
+            kept = acceptance.useful_growth(
+                masks[t], old, self.before.maps[t], seen.maps[t], self.watch.detector.threshold
+            )
+            if not ((kept > 0.5) & (old <= 0.5)).any():
+                kept, reasons[t] = old, "painting over it did not make the residue go"
+            if not torch.equal(kept, masks[t]):
+                masks[t] = kept
+                trimmed.append(t)
+        if not trimmed:
+            return seen
+        again = self._show(trimmed, masks)
+        new[[self.touched.index(t) for t in trimmed]] = again
+        return updated(seen, trimmed, self.watch.look(again, trimmed))
+
+    def _pictures_that_hold(self, new: Tensor, changed: list[int], seen: Residue, reasons: dict[int, str]) -> list[int]:
+        """The frames whose new picture is taken."""
+        keep = [
+            t
+            for t in self.touched
+            if t not in changed and float(seen.scores[t]) <= float(self.before.scores[t]) + acceptance.TOLERATED
+        ]
+        falling = [t for t in changed if acceptance.falls_enough(float(self.before.scores[t]), float(seen.scores[t]))]
+        if falling:
+            rows = [self.touched.index(t) for t in falling]
+            was, now = (self.watch.judge(x, falling) for x in (self.pictures.inpainted[falling], new[rows]))
+            falling = [
+                t
+                for t, old, score in zip(falling, was.tolist(), now.tolist(), strict=True)
+                if acceptance.falls_enough(old, score)
+            ]
+        for t in changed:
+            if t not in falling:
+                reasons[t] = "the residue did not fall enough in the finished picture"
+        # without a mask that changed there is nothing that a neighbour's picture could follow from
+        return sorted(keep + falling) if falling else []
