@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ciri.errors import MaskError
+from ciri.errors import CiriError, MaskError
 from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import MaskTrack, Propagator
 
+if TYPE_CHECKING:
+    from ciri.refinement.refine import Refinement
+    from ciri.refinement.settings import RefinementSettings
+    from ciri.residue.base import ResidueDetector
+
 #: Share of the progress bar that propagation gets; measured with the classical methods at 432x240.
 _PROPAGATION_SHARE = 0.5
+#: Where refinement begins, if it is asked for: it runs the backbone once more, and looks twice.
+_REFINED_FROM = 0.55
 
 
 @dataclass
@@ -29,12 +37,14 @@ class Removal:
         masks: the object's masks over the clip.
         notes: sentences for the person who started it (what was resized, where the target was lost).
         timings: seconds of each stage.
+        refinement: what was found and corrected afterwards; None where that was not asked for.
     """
 
     frames: Tensor
     masks: MaskTrack
     notes: list[str]
     timings: dict[str, float] = field(default_factory=dict)
+    refinement: Refinement | None = None
 
 
 def remove_object(
@@ -48,6 +58,8 @@ def remove_object(
     grow: int = 4,
     feather: int = 3,
     crop: bool = True,
+    detector: ResidueDetector | None = None,
+    refine: RefinementSettings | None = None,
     on_step: OnStep = ignore,
 ) -> Removal:
     """Remove an object that was painted on one frame (or on a few) from the whole clip.
@@ -60,12 +72,21 @@ def remove_object(
         key_frames: the frame number of each annotated mask; negative ones count from the end.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
-        on_step: progress callback over both stages; may raise to stop.
+        detector: what looks for residue; needed with ``refine``.
+        refine: correct the masks where something of the object is left, and paint again (paper 3.3); None: do not.
+            Of its settings, ``grow``, ``feather`` and ``crop`` are replaced by those given here.
+        on_step: progress callback over all stages; may raise to stop.
 
     Raises:
         ClipError, MaskError: the frames or the masks cannot be used.
+        CiriError: refinement without a detector.
     """
+    if refine is not None and detector is None:
+        raise CiriError("Refinement needs a residue detector that says what is left; give one, or leave refine out.")
     frames = check_clip(frames)
+    whole = on_step
+    if refine is not None:
+        on_step = part(whole, 0, _REFINED_FROM)
     started = time.perf_counter()
     if masks is not None:
         track, share = given_masks(frames, masks), 0.0
@@ -80,7 +101,56 @@ def remove_object(
     )
     finished = time.perf_counter()
     timings = {"propagation": propagated - started, "inpainting": finished - propagated}
-    return Removal(cleaned, track, list(track.notes), timings)
+    removal = Removal(cleaned, track, list(track.notes), timings)
+    if refine is not None:
+        settings = replace(refine, grow=grow, feather=feather, crop=crop)
+        keys = key_frames if masks is None else ()
+        _refine(
+            frames, first_mask, keys, removal, backbone, detector, propagator, settings, part(whole, _REFINED_FROM, 1)
+        )
+    return removal
+
+
+def _refine(
+    frames: Tensor,
+    first_mask: Tensor | None,
+    key_frames: Sequence[int],
+    removal: Removal,
+    backbone: Backbone,
+    detector: ResidueDetector | None,
+    propagator: Propagator | None,
+    settings: RefinementSettings,
+    on_step: OnStep,
+) -> None:
+    """Refine a removal in place; the annotated frames keep their masks."""
+    from ciri.refinement.refine import refine
+
+    started = time.perf_counter()
+    probs = removal.masks.probs
+    if key_frames and first_mask is not None:
+        annotated, _ = check_masks(first_mask, *frames.shape[2:], what="first mask")
+        fixed = check_key_frames(key_frames, len(annotated), len(frames))
+        example, index = annotated[0], fixed[0]
+    else:
+        # of masks that came from elsewhere, the largest shows most of the target
+        fixed, index = [], int((probs > 0.5).flatten(1).sum(1).argmax())
+        example = probs[index]
+    result = refine(
+        frames,
+        example,
+        probs,
+        removal.frames,
+        backbone=backbone,
+        detector=detector,
+        propagator=propagator,
+        settings=settings,
+        first_index=index,
+        fixed=fixed,
+        on_step=on_step,
+    )
+    removal.refinement, removal.frames = result, result.inpainted
+    removal.masks = replace(removal.masks, probs=result.masks)
+    removal.timings["refinement"] = time.perf_counter() - started
 
 
 def propagate(

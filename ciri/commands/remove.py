@@ -10,6 +10,8 @@ from ciri.commands import _arguments as shared
 from ciri.console import remark
 from ciri.inpainting import registry as backbones
 from ciri.propagation import registry as propagators
+from ciri.refinement.settings import MODES, RefinementSettings
+from ciri.residue import registry as detectors
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,8 +40,26 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--no-crop", action="store_true", help="work on whole frames, not on a window that follows the object"
     )
+    _add_refinement(parser)
     shared.add_device(parser)
     parser.set_defaults(run=run)
+
+
+def _add_refinement(parser: argparse.ArgumentParser) -> None:
+    known = ", ".join(detectors.names())
+    group = parser.add_argument_group("what is left of the object")
+    group.add_argument(
+        "--refine",
+        nargs="?",
+        const="auto",
+        choices=MODES,
+        metavar="MODE",
+        help=f"look for what is left, correct the masks there and paint again: {', '.join(MODES)} (default off; "
+        "--refine alone means auto)",
+    )
+    group.add_argument("--detector", default="lite", metavar="NAME", help=f"what looks: {known} (default lite)")
+    group.add_argument("--detector-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
+    group.add_argument("--time-budget", type=float, metavar="S", help="seconds that refinement may take (default any)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,6 +78,10 @@ def run(args: argparse.Namespace) -> None:
         media.check_output(output)
     device = shared.choose_device(args.device)
     backbone = shared.built(backbones, args.backbone, args.backbone_weights, device)
+    refinement: dict[str, Any] = {}
+    if args.refine:
+        refinement["detector"] = shared.built(detectors, args.detector, args.detector_weights, device)
+        refinement["refine"] = RefinementSettings(mode=args.refine, time_budget=args.time_budget)
     clip = media.read_clip(args.input, start=args.start, count=args.frames)
     options: dict[str, Any]
     if args.masks:
@@ -75,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
             feather=args.feather,
             crop=not args.no_crop,
             on_step=bar,
+            **refinement,
             **options,
         )
     notes += removal.notes + media.write_clip(args.output, removal.frames, clip)
@@ -83,4 +108,6 @@ def run(args: argparse.Namespace) -> None:
     if args.overlay:
         shared.write_overlay(args.overlay, clip, removal.masks)
     shared.show_notes(notes)
+    if removal.refinement is not None:
+        remark(removal.refinement.report.text())
     remark(f"{args.output}: {shared.summary(removal.timings, len(clip.frames))}")

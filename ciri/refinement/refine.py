@@ -9,6 +9,7 @@ Dimensions: T frames, n suspicious ones, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,6 +70,7 @@ def refine(
     propagator: Propagator | None = None,
     settings: RefinementSettings | None = None,
     first_index: int = 0,
+    fixed: Sequence[int] = (),
     features: FeatureExtractor | None = None,
     on_step: OnStep = ignore,
 ) -> Refinement:
@@ -84,6 +86,7 @@ def refine(
         propagator: what made the masks. Modes "weights" and "paper" need one with weights (lite, stcn).
         settings: see :class:`RefinementSettings`.
         first_index: number of the annotated frame; its mask is a person's and stays.
+        fixed: further frames whose masks are a person's.
         features: where appearance is compared (Eq. 8); None leaves that term out.
         on_step: progress callback; may raise to stop, and then nothing was changed.
 
@@ -96,7 +99,7 @@ def refine(
     # ComfyUI runs nodes under inference mode, whose tensors can enter no graph
     with torch.inference_mode(False), torch.no_grad():
         job = _Job(frames, first_mask, masks, inpainted, backbone, detector, propagator, settings, first_index)
-        job.features = features
+        job.features, job.fixed = features, {first_index, *fixed}
         return job.run(on_step)
 
 
@@ -118,35 +121,22 @@ class _Job:
         self.given = (masks, inpainted)
         self.first_mask = _outside_inference(first_mask).reshape(-1, *first_mask.shape[-2:])[:1].cpu()
         self.frames, self.masks, self.inpainted = (_outside_inference(x).cpu() for x in (frames, masks, inpainted))
-        self._check(first_index)
+        _check(self.frames, self.first_mask, self.masks, self.inpainted, first_index)
         self.backbone, self.detector, self.propagator = backbone, detector, propagator
         self.settings, self.first_index = settings, first_index
+        self.clip = Annotated(self.frames, self.first_mask, first_index)
         self.features: FeatureExtractor | None = None
+        self.fixed = {first_index}
         self.most: dict[int, float] = {}
         self.tuned: Propagator | None = None
         self.clock = Clock(settings.time_budget)
         self.report = RefinementReport()
         self.nothing = Residue(torch.zeros_like(self.masks), torch.zeros(len(masks)), [None] * len(masks))
 
-    def _check(self, first_index: int) -> None:
-        count, _, height, width = self.frames.shape
-        expected = {"masks": (self.masks, (count, 1, height, width)), "inpainted": (self.inpainted, self.frames.shape)}
-        for name, (tensor, shape) in expected.items():
-            if tensor.shape != tuple(shape):
-                raise MaskError(
-                    f"The {name} have shape {tuple(tensor.shape)}; expected {tuple(shape)} as the clip has."
-                )
-        if self.first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
-            raise MaskError(
-                f"The first mask is {tuple(self.first_mask.shape)} for frame {first_index}; expected "
-                f"{(1, height, width)} for one of the frames 0 to {count - 1}."
-            )
-        check_annotation(self.first_mask[None])
-
     def run(self, on_step: OnStep) -> Refinement:
         """All stages."""
         if self.settings.mode in ("weights", "paper"):
-            self._refinable()
+            self._refinable()  # before any work is done
         if self.detector is None:
             return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
         if self.settings.mode == "paper":
@@ -174,7 +164,7 @@ class _Job:
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
         """Grow, paint, descend, judge."""
-        found = [t for t in suspects(before) if t != self.first_index]
+        found = [t for t in suspects(before) if t not in self.fixed]
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
@@ -246,7 +236,7 @@ class _Job:
             return self.clock.left() > reserve
 
         if weights:
-            tuned = tune(self._refinable(), watch, scene, self._clip(), self.settings, after_step)
+            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step)
             refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
             self.report.notes += tuned.notes
         else:
@@ -269,15 +259,8 @@ class _Job:
         return [c if tells else None for c, tells in zip(comparisons, use, strict=True)]
 
     def _refinable(self) -> MemoryPropagator:
-        """The propagator, if its weights can be tuned.
-
-        Raises:
-            CiriError: there is none, or it has no weights.
-        """
+        """The propagator, if its weights can be tuned; CiriError if not."""
         return refinable(self.propagator, self.settings.mode)
-
-    def _clip(self) -> Annotated:
-        return Annotated(self.frames, self.first_mask, self.first_index)
 
     def _judge(
         self,
@@ -300,7 +283,7 @@ class _Job:
             outcome = as_printed(
                 self._refinable(),
                 watch,
-                self._clip(),
+                self.clip,
                 self.inpainted,
                 self.backbone,
                 self.settings,
@@ -355,3 +338,20 @@ class _Job:
 def _outside_inference(tensor: Tensor) -> Tensor:
     """The tensor, or a copy if it was made under inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _check(frames: Tensor, first_mask: Tensor, masks: Tensor, inpainted: Tensor, first_index: int) -> None:
+    """Raise MaskError unless everything belongs to the clip."""
+    count, _, height, width = frames.shape
+    for name, tensor, shape in (
+        ("masks", masks, (count, 1, height, width)),
+        ("inpainted frames", inpainted, tuple(frames.shape)),
+    ):
+        if tensor.shape != shape:
+            raise MaskError(f"The {name} have shape {tuple(tensor.shape)}; expected {shape} as the clip has.")
+    if first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
+        raise MaskError(
+            f"The first mask is {tuple(first_mask.shape)} for frame {first_index}; expected "
+            f"{(1, height, width)} for one of the frames 0 to {count - 1}."
+        )
+    check_annotation(first_mask[None])

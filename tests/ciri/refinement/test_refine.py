@@ -282,7 +282,7 @@ def test_bad_input_is_named():
     common = {"backbone": Knows(scene), "detector": Oracle(scene)}
     with pytest.raises(MaskError, match="masks have shape"):
         refine(scene.frames, scene.true[0], masks[1:], given, **common)
-    with pytest.raises(MaskError, match="inpainted have shape"):
+    with pytest.raises(MaskError, match="inpainted frames have shape"):
         refine(scene.frames, scene.true[0], masks, given[1:], **common)
     with pytest.raises(MaskError, match="first mask"):
         refine(scene.frames, scene.true[0], masks, given, first_index=99, **common)

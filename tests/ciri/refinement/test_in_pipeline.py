@@ -1,0 +1,125 @@
+"""Refinement as the last stage of a removal, for scripts and from the command line."""
+
+import pytest
+import torch
+
+from ciri.errors import CiriError
+from ciri.media import write_clip
+from ciri.pipeline import remove_object
+from ciri.propagation.base import MaskTrack
+from ciri.refinement.settings import RefinementSettings
+from tests.ciri.refinement.scenes import Knows, Oracle, Scene
+
+
+class Misses:
+    """A propagator that loses a part of the target in two frames."""
+
+    name = "misses"
+
+    def __init__(self, scene):
+        self.masks = scene.cut()
+
+    def propagate(self, frames, key_masks, key_frames, *, on_step=None):
+        on_step(1, 1)
+        return MaskTrack(self.masks.clone(), torch.ones(len(frames)))
+
+    def parameters_to_refine(self):
+        return []
+
+
+def remove(scene, **options):
+    return remove_object(
+        scene.frames,
+        scene.true[0, 0],
+        propagator=Misses(scene),
+        backbone=Knows(scene),
+        grow=2,
+        feather=2,
+        **options,
+    )
+
+
+def test_off_by_default():
+    scene = Scene()
+    removal = remove(scene, detector=Oracle(scene))
+    assert removal.refinement is None and set(removal.timings) == {"propagation", "inpainting"}
+    assert torch.equal(removal.masks.probs, scene.cut())
+
+
+def test_refinement_corrects_what_the_propagator_missed():
+    scene = Scene()
+    seen = []
+    removal = remove(
+        scene,
+        detector=Oracle(scene),
+        refine=RefinementSettings(),
+        on_step=lambda done, total: seen.append(done / total),
+    )
+    assert removal.refinement.report.accepted == [2, 3]
+    assert torch.equal(removal.frames, removal.refinement.inpainted)
+    assert torch.equal(removal.masks.probs, removal.refinement.masks)
+    assert "refinement" in removal.timings and seen == sorted(seen) and seen[-1] == 1
+
+
+def test_annotated_frames_keep_what_a_person_painted():
+    scene = Scene()
+    masks = scene.cut()
+    removal = remove_object(
+        scene.frames,
+        masks[[0, 2]],
+        key_frames=[0, 2],
+        propagator=Misses(scene),
+        backbone=Knows(scene),
+        grow=2,
+        feather=2,
+        detector=Oracle(scene),
+        refine=RefinementSettings(),
+    )
+    assert removal.refinement.report.accepted == [3]
+    assert torch.equal(removal.masks.probs[2], masks[2])
+
+
+def test_masks_from_elsewhere_are_refined_too():
+    scene = Scene()
+    removal = remove_object(
+        scene.frames,
+        masks=scene.cut(),
+        backbone=Knows(scene),
+        grow=2,
+        feather=2,
+        detector=Oracle(scene),
+        refine=RefinementSettings(),
+    )
+    assert removal.refinement.report.accepted == [2, 3]
+
+
+def test_refinement_needs_a_detector():
+    with pytest.raises(CiriError, match="needs a residue detector"):
+        remove(Scene(), refine=RefinementSettings())
+
+
+@pytest.fixture
+def on_disk(tmp_path, monkeypatch):
+    """The scene as files, and models that know it."""
+    from ciri.inpainting import registry as backbones
+    from ciri.residue import registry as detectors
+
+    scene = Scene()
+    write_clip(tmp_path / "frames", scene.frames)
+    write_clip(tmp_path / "masks", scene.cut())
+    monkeypatch.setattr(backbones, "build", lambda name, **options: Knows(scene))
+    monkeypatch.setattr(detectors, "build", lambda name, **options: Oracle(scene))
+    return tmp_path
+
+
+def test_the_command_prints_the_report(on_disk, capsys):
+    from ciri.cli import main
+
+    arguments = ["remove", str(on_disk / "frames"), "--masks", str(on_disk / "masks"), "-o", str(on_disk / "out")]
+    arguments += ["--save-masks", str(on_disk / "refined"), "--grow", "2", "--feather", "2"]
+    assert main(arguments) in (0, None)
+    assert "corrected" not in "".join(capsys.readouterr())
+    assert main([*arguments, "--refine"]) in (0, None)
+    text = "".join(capsys.readouterr())
+    assert "The masks of 2 frames were corrected." in text and "refinement" in text
+    assert len(list((on_disk / "refined").glob("*.png"))) == 6
