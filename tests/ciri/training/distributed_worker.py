@@ -8,10 +8,13 @@ import torch
 
 from ciri.errors import TrainingError
 from ciri.inpainting.lite_network import LiteConfig
+from ciri.inpainting.load import NETWORKS
+from ciri.training import published
 from ciri.training.backbone import BackboneTrainer, Settings
 from ciri.training.distributed import average_gradients, join, mean_values
 from ciri.training.run import fit, open_run
 from ciri.training.samples import Batch, SampleStream
+from tests.ciri.training.tiny_network import Tiny
 
 
 def train(data, numbers, steps):
@@ -27,8 +30,22 @@ def train(data, numbers, steps):
     return logged, trainer
 
 
+def fine_tune(data, init, out, batch, team=None):
+    """Fine-tune the tiny network for three steps of the whole recipe."""
+    NETWORKS["tiny"] = Tiny
+    try:
+        small = dict(local=2, references=1, length=6, height=48, width=72, held_back=1, log_every=1, look_every=9)
+        settings = published.Settings(
+            model="tiny", init=init, data=data, out=out, batch=batch, steps=3, rate=1e-3, **small
+        )
+        return published.train_published(settings, team=team)
+    finally:
+        del NETWORKS["tiny"]
+
+
 def main(data, out, steps):
     with join("cpu") as team:
+        fine_tune(data, out / "tiny.safetensors", out / "published", 1, team)
         logged, trainer = train(data, (2 * team.rank, 2 * team.rank + 1), steps)
         weights, critic = trainer.network.state_dict(), trainer.critic.state_dict()
         torch.save({"logged": logged, "weights": weights, "critic": critic}, out / f"rank{team.rank}.pt")

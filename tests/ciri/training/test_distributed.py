@@ -1,6 +1,5 @@
 """Two processes on one machine (gloo) against one process with the doubled batch."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -10,22 +9,16 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ciri.errors import TrainingError
 from ciri.training.curves import Curves
 from ciri.training.distributed import average_gradients, join, team_mean
 from ciri.training.samples import SampleStream
+from tests.ciri.training import distributed_worker as worker
+from tests.ciri.training import test_data as pack
+from tests.ciri.training.tiny_network import write_tiny
 
-
-def beside(name):
-    """A module beside this one."""
-    spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pack, worker = beside("test_data"), beside("distributed_worker")
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = 3
 
@@ -44,6 +37,7 @@ def data(tmp_path_factory):
 def pair(data, tmp_path_factory):
     """The folder in which two processes left what they found."""
     out = tmp_path_factory.mktemp("pair")
+    write_tiny(out / "tiny.safetensors")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,6 +73,18 @@ def test_two_processes_lose_what_one_does_with_the_doubled_batch(pair, data):
     assert others[0]["l1"] != pytest.approx(expected[0]["l1"], rel=2e-3)
 
 
+def test_the_recipe_for_published_backbones_does_the_same_in_two_processes(pair, data, tmp_path):
+    alone = worker.fine_tune(data, pair / "tiny.safetensors", tmp_path, 2)
+    expected, found = (Curves(folder / "curves.csv").read() for folder in (tmp_path, pair / "published"))
+    for name in ("l1", "critic", "adversarial", "gradient norm", "beta", "inactivated share", "held back psnr"):
+        assert len(expected[name]) == (1 if name.startswith("held") else 3)
+        for own, theirs in zip(expected[name], found[name], strict=True):
+            assert theirs == pytest.approx(own, rel=1e-3), name
+    one, two = load_file(alone), load_file(pair / "published/tiny_ciri.safetensors")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-4, msg=name)
+
+
 def test_gradients_that_some_lack_are_averaged_and_missing_ones_stay_missing(pair):
     for rank in (0, 1):
         facts = json.loads((pair / f"rank{rank}.json").read_text())
@@ -109,8 +115,8 @@ def test_streams_of_the_processes_are_disjoint(data):
     seen = []
     for rank in range(3):
         stream = SampleStream(data, (32, 48), 3, seed=1, start=2, share=(rank, 3))
-        for worker in range(2):
-            numbers = stream.numbers(worker, 2)
+        for number in range(2):
+            numbers = stream.numbers(number, 2)
             seen += [next(numbers) for _ in range(5)]
     assert sorted(seen) == list(range(6, 36))
     alone = SampleStream(data, (32, 48), 3, seed=1, start=7).numbers(0, 1)

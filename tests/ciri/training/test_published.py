@@ -16,17 +16,16 @@ from ciri.checkpoints import write_safetensors
 from ciri.errors import CheckpointError, TrainingError
 from ciri.frames import grow_mask
 from ciri.inactivation.features import learned_beta
-from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.dstt import DSTT
 from ciri.inpainting.e2fgvi import E2FGVIHQ
 from ciri.inpainting.load import NETWORKS, load_backbone
-from ciri.inpainting.network import WindowNetwork
 from ciri.training import published_trainer
 from ciri.training.curves import Curves
 from ciri.training.distributed import Team
 from ciri.training.published import Settings, train_published
 from ciri.training.published_data import Numbers, Windows, WindowSamples, choose_frames, load_windows
 from ciri.training.published_trainer import FUSION_RATE, PublishedTrainer, candidate_maps
+from tests.ciri.training.tiny_network import Tiny, write_tiny
 from tests.parity.seeded_weights import seeded_state_dict
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
@@ -214,30 +213,10 @@ def test_bad_settings_are_refused(hq, dstt, data, tmp_path):
         run("dstt", dstt, local=5, references=3)
 
 
-class Tiny(WindowNetwork):
-    """A network of a few numbers: runs of it are quick to save."""
-
-    name = "tiny"
-    facts = BackboneFacts(trained_for="hard mask")
-
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.decoder = torch.nn.Conv2d(3, 8, 3, 4, 1), torch.nn.ConvTranspose2d(8, 3, 4, 4)
-
-    def stages(self):
-        return {"out": self.encoder}
-
-    def decode_window(self, features, local, flows=None):
-        mixed = features + features.mean(1, keepdim=True)
-        return self.decoder(mixed[:, :local].flatten(0, 1)).tanh().unflatten(0, (len(features), local))
-
-
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(NETWORKS, "tiny", Tiny)
-    torch.manual_seed(0)
-    write_safetensors(tmp_path / "tiny.safetensors", Tiny().state_dict(), {"architecture": "tiny"})
-    return tmp_path / "tiny.safetensors"
+    return write_tiny(tmp_path / "tiny.safetensors")
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(tiny, data, tmp_path):
