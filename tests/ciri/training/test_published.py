@@ -197,6 +197,14 @@ def test_a_team_shares_the_batches_of_one_process(samples):
     assert torch.equal(loaded["frames"][1], samples[7]["frames"])
 
 
+def test_worker_processes_make_the_same_windows_in_the_same_order(samples):
+    numbers = Numbers(2, 5, 1, Team(0, 1, "cpu"))
+    own, theirs = (list(load_windows(samples, numbers, workers)) for workers in (0, 2))
+    assert len(own) == len(theirs) == 3
+    for a, b in zip(own, theirs, strict=True):
+        assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_bad_settings_are_refused(hq, dstt, data, tmp_path):
     def run(model, init, **more):
         train_published(settings(model, init, data, tmp_path / "run", **more))
