@@ -7,7 +7,8 @@ every column keeps the largest share that a row gave it; the mean over the colum
 The order matters. With the **prediction as rows** the loss never rises when the predicted region grows: it punishes
 missing parts. With the **template as rows** (Eq. 8 as printed) every column of background lowers the mean, and a region
 of one cell is perfect: it punishes wrong inclusions. Only the mean of both orders has its minimum inside, on average at
-the right size, so that is the default; it is a weak guide all the same.
+the right size, so that is the default. It is a weak guide all the same: on soft masks its gradient sheds a wrong patch,
+but does not regain a missing part (benchmarks/contextual_features.py). It can hold a mask back, not drive it.
 
 Dimensions: n rows, m columns, c channels; leading dimensions are samples.
 """
@@ -43,8 +44,9 @@ def contextual_similarity(
     """CX(rows, columns), in [0, 1]; 1: every column is the one that some row is nearest to.
 
     Weights in [0, 1] say how much a vector belongs to its set; with weights 0 and 1 the value is the plain one on the
-    subsets. It is differentiable with respect to vectors and weights. Computed in float32 at least, under autocast too:
-    ratios of small distances do not survive in less.
+    subsets. Columns that are all faint can bring it above 1, for it is their mass that is counted. Gradients flow to
+    vectors and weights. It is computed in float32 at least, under autocast too: ratios of small distances do not
+    survive in less.
 
     Args:
         rows: floating (..., n, c).
@@ -126,7 +128,10 @@ def contextual_loss(
     order: Order = "symmetric",
     bandwidth: float = BANDWIDTH,
 ) -> Tensor:
-    """Return -log CX, (...,) in [0, 13.9): Eq. 8 for regions that are given as feature vectors.
+    """Return -log CX, (...,): Eq. 8 for regions that are given as feature vectors.
+
+    It lies in [0, 13.9], but a prediction that is faint all over can bring it below 0 where the template is rows: never
+    minimise that order by itself.
 
     Args:
         prediction: floating (..., n, c), vectors of the predicted region.

@@ -78,6 +78,19 @@ def test_a_larger_prediction_never_costs_where_it_is_rows(seed, n, m, more):
     assert large - 1e-12 <= between <= small + 1e-12
 
 
+@given(seeds, counts, counts, st.sampled_from(["symmetric", "template rows", "prediction rows"]))
+def test_without_weights_the_loss_is_never_negative(seed, n, m, order):
+    assert 0 <= float(contextual_loss(points(n, seed), points(m, seed + 1), order=order)) < 13.9
+
+
+def test_faint_columns_count_by_their_mass():
+    """The known hazard of soft columns, by hand: one column of weight b takes the whole unit, 1 / b of its mass."""
+    x, y = points(6, 1), points(2, 2)
+    similarity = contextual_similarity(x, y, column_weights=torch.tensor([0.25, 0.0]))
+    # the only column of the set takes every row's unit, whatever the distances
+    assert float(similarity) == pytest.approx(4)
+
+
 def test_background_in_the_prediction_costs_where_the_template_is_rows():
     generator = torch.Generator().manual_seed(3)
     target = torch.randn(1, 16, generator=generator) + 0.3 * torch.randn(60, 16, generator=generator)
