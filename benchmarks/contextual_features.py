@@ -1,6 +1,6 @@
 """Which features make the contextual loss point at the right region, and which way it then pulls a wrong mask.
 
-    python benchmarks/contextual_features.py CASES_DIR [--lite FILE] [--vgg FILE] [--later 8]
+    python -m benchmarks.contextual_features CASES_DIR [--lite FILE] [--vgg FILE] [--later 8]
 
 CASES_DIR/<case>/{frames,masks}/00000.png ...: clips with the target's true mask. The target of frame 0 is compared
 with true masks of a later frame that are scaled about their centre. Prints, for each feature extractor, the mean loss
