@@ -24,7 +24,7 @@ from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blending import Blend, PublishedBlend, SmoothBlend
 from ciri.inpainting.network import Features, WindowNetwork
 from ciri.inpainting.windows import Schedule, Window, without_holes
-from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller
+from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller, return_unused_memory
 from ciri.progress import OnStep, ignore
 
 #: How the map reaches the network. "hard": hole pixels are grey, as the published weights were trained. "blend": the
@@ -156,10 +156,12 @@ class WindowBackbone:
                 predictions = self._with_less_memory(partial(self._predict, window, clip))
             local = list(window.local)
             blend.add(window, predictions, self._to_device(frames[local]), self._to_device(inactivation[local]))
+            del predictions
             for index in [i for i in clip.features if last_use[i] <= number]:
                 del clip.features[index]
             for index in [i for i in clip.flows if last_use[i] <= number or last_use[i + 1] <= number]:
                 del clip.flows[index]
+            return_unused_memory()
             on_step(number + 1, len(windows))
             yield from blend.finish(windows[number + 1].local[0] if number + 1 < len(windows) else len(frames))
 

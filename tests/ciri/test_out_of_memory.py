@@ -1,9 +1,13 @@
 """Shortages of memory are told from other errors, and work is repeated until it fits or nothing is left to give."""
 
+import os
+import platform
+
 import pytest
 import torch
 
-from ciri.out_of_memory import is_out_of_memory, repeat_smaller
+from ciri import out_of_memory
+from ciri.out_of_memory import is_out_of_memory, repeat_smaller, return_unused_memory
 
 
 def test_a_real_shortage_is_recognised():
@@ -42,6 +46,34 @@ def test_work_is_repeated_until_it_fits_or_nothing_is_left_to_give():
     assert repeat_smaller(lambda: work(5), halve) == 4
     with pytest.raises(MemoryError):
         repeat_smaller(lambda: work(-1), halve)
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_what_was_freed_between_living_blocks_is_returned():
+    # blocks of 64 kB come from the heap; every 50th lives on, so the heap cannot shrink from its end
+    blocks = [bytearray(1 << 16) for _ in range(2000)]
+    living = blocks[::50]
+    before = resident()
+    del blocks
+    return_unused_memory()
+    assert before - resident() > 100 << 20
+    assert len(living) == 40
+
+
+def test_where_memory_cannot_be_returned_nothing_happens(monkeypatch):
+    def fail(_):
+        raise OSError
+
+    monkeypatch.setattr(out_of_memory.ctypes, "CDLL", fail)
+    out_of_memory._trim.cache_clear()
+    return_unused_memory()
+    monkeypatch.undo()
+    out_of_memory._trim.cache_clear()
 
 
 def test_what_a_failed_call_held_is_gone_before_the_next():
