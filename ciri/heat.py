@@ -16,11 +16,11 @@ from ciri.frames import grow_mask
 
 #: The frame under the heat: grey, and darker than it was, so that colour means heat and nothing else.
 GROUND = 0.55
-#: A value of this already gets the full cover; weaker ones let the frame through.
-COVERS_FROM = 0.6
+#: Values up to the first are not shown: a network is never quite at 0. From the second on they hide the frame.
+SHOWN_FROM, COVERS_FROM = 0.04, 0.6
 #: Share of the colour scale that is left out at its dark end, which could not be told from the ground.
 DARK_END = 0.22
-#: The strip at the bottom that says what the colours mean: share of the height, and the least it can be.
+#: The strip in the corner that says what the colours mean: share of the height, and the least it can be.
 LEGEND, LEAST_LEGEND = 1 / 15, 12
 
 
@@ -29,9 +29,9 @@ def heat(frames: Tensor, values: Tensor, *, outline: Tensor | None = None, legen
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
-        values: float32 (T, 1, H, W) in [0, 1]; where a map is 0 the frame is grey.
+        values: float32 (T, 1, H, W) in [0, 1]; where a map is (nearly) 0 the frame is grey.
         outline: float32 (T, 1, H, W), masks whose outline is drawn in white; above 0.5 is inside.
-        legend: write the colour scale into the bottom right corner, where there is room for it.
+        legend: write the colour scale into the top right corner, where there is room for it.
 
     Returns:
         float32 (T, 3, H, W) in [0, 1].
@@ -50,7 +50,8 @@ def heat(frames: Tensor, values: Tensor, *, outline: Tensor | None = None, legen
     for index, (frame, value) in enumerate(zip(frames, values.to(frames.device), strict=True)):
         ground = (frame * weights).sum(0, keepdim=True) * GROUND
         colours = scale[(value[0].clamp(0, 1) * 255).round().long()].movedim(-1, 0)
-        shown = torch.lerp(ground.expand_as(frame), colours, (value / COVERS_FROM).clamp(0, 1).sqrt())
+        cover = ((value - SHOWN_FROM) / (COVERS_FROM - SHOWN_FROM)).clamp(0, 1).sqrt()
+        shown = torch.lerp(ground.expand_as(frame), colours, cover)
         if outline is not None:
             solid = (outline[index : index + 1].to(frames.device) > 0.5).float()
             shown = torch.where((grow_mask(solid, 1) > solid)[0], frames.new_ones(()), shown)
@@ -68,7 +69,7 @@ def _scale() -> Tensor:
 
 
 def _write_legend(clip: Tensor, scale: Tensor) -> None:
-    """Write "0 [colours] 1" into the bottom right corner of a clip, in place."""
+    """Write "0 [colours] 1" into the top right corner of a clip, in place: a player's buttons cover the bottom."""
     height, width = clip.shape[2:]
     tall = max(LEAST_LEGEND, round(height * LEGEND))
     wide = 8 * tall
@@ -80,7 +81,7 @@ def _write_legend(clip: Tensor, scale: Tensor) -> None:
     strip[:, 3:-3, tall:-tall] = bar.cpu()
     for left, digit in ((0, "0"), (wide - tall, "1")):
         strip[:, :, left : left + tall] += 0.85 * _digit(digit, tall)
-    clip[:, :, height - tall :, width - wide :] = strip.clamp(0, 1).to(clip)
+    clip[:, :, :tall, width - wide :] = strip.clamp(0, 1).to(clip)
 
 
 def _digit(digit: str, side: int) -> Tensor:

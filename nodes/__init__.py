@@ -4,7 +4,7 @@ How to add a node
     1. Write one class in the file of its stage (``propagators.py``, ``backbones.py``, ``propagate.py``, ...), on the
        pattern of the classes there: ``CIRI_`` ids, a tooltip on every input and output, ``@plain_errors`` on
        ``execute``, imports of ``ciri`` models inside ``execute`` (a missing weight must not keep the pack from
-       loading). A new propagator or backbone only has to return its object on the common socket.
+       loading). A new propagator, backbone or detector only has to return its object on the common socket.
     2. Add the class to ``NODES`` below. An input called ``weights`` offers files (``_weights.py``); its choices are not
        part of the snapshot.
     3. Write its help: ``web/docs/<id>.md`` and ``web/docs/<id>/zh.md``, with a picture (``scripts/make_pictures.py``),
@@ -20,11 +20,14 @@ from .attention import ComplementaryAttention, FuseInactivation
 from .backbones import BackboneFlow
 from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseFormer, BackboneSTTN
 from .compare import CompareVideo, MaskOverlay
+from .detectors import ResidueDetectorLite, ResidueDetectorSiamMask
 from .evaluate import EvaluateRemoval
 from .inpaint import InactivationInpaint
 from .propagate import PropagateMask
 from .propagator_stcn import PropagatorSTCN
 from .propagators import PropagatorFlow
+from .refine import RefinePropagator
+from .residue import DetectResidue
 
 NODES: list[type[io.ComfyNode]] = [
     PropagatorFlow,
@@ -38,6 +41,10 @@ NODES: list[type[io.ComfyNode]] = [
     ComplementaryAttention,
     FuseInactivation,
     InactivationInpaint,
+    ResidueDetectorLite,
+    ResidueDetectorSiamMask,
+    DetectResidue,
+    RefinePropagator,
     MaskOverlay,
     CompareVideo,
     EvaluateRemoval,

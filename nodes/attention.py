@@ -123,7 +123,7 @@ class FuseInactivation(io.ComfyNode):
                 io.Mask.Input("attention", tooltip="From Complementary attention."),
                 io.Float.Input(
                     "beta",
-                    default=0.7,
+                    default=0.6,
                     min=0.0,
                     max=1.0,
                     step=0.05,

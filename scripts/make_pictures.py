@@ -30,6 +30,10 @@ from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
 from ciri.media import read_clip, read_mask
 from ciri.propagation import registry as propagators
+from ciri.refinement.refine import Refinement, refine
+from ciri.residue import registry as detectors
+from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.crops import search_window, target_box, window_around
 from scripts.comfyui import ROOT
 
 ASSETS, DOCS, WORKFLOWS = ROOT / "assets", ROOT / "web" / "docs", ROOT / "workflows"
@@ -61,7 +65,7 @@ def maps() -> tuple[Tensor, Tensor]:
     """Attention and inactivation maps (T, 1, H, W) of the bundled clip, with the nodes' defaults."""
     clip = example()
     attention = complementary_attention(clip.frames, clip.painted, clip.masks, backbones.build("flow"))
-    return attention, fuse(clip.masks, attention, 0.7)
+    return attention, fuse(clip.masks, attention, 0.6)
 
 
 def labelled(clip: Tensor, label: str) -> Tensor:
@@ -167,6 +171,89 @@ def evaluate_removal() -> Tensor:
     return column([fitted(wiped, 640), fitted(plot, 640)])
 
 
+def where_residue_is_looked_for() -> Tensor:
+    """The windows that a detector sees; no answer, so no weights are needed."""
+    clip, m = example(), 32
+    painted, place = target_box(clip.painted[0, 0]), target_box(clip.masks[m, 0])
+    assert painted is not None and place is not None
+    left = framed(clip.frames[0], window_around(painted, 1.25), "what is looked for")
+    right = framed(clip.removed[m], search_window(place), "where it is looked for")
+    return row([left, right])
+
+
+@dataclass
+class Planted:
+    """The bundled clip with masks that miss a part of the saucer in some frames, and what came of that."""
+
+    masks: Tensor
+    removed: Tensor
+    detector: ResidueDetector
+    refined: Refinement
+
+
+#: Frames in which the masks miss a part, and the one that is shown.
+MISSED, SHOWN = range(14, 30), 22
+
+
+@functools.cache
+def planted() -> Planted:
+    clip = example()
+    masks = clip.masks.clone()
+    for t in MISSED:
+        box = target_box(masks[t])
+        assert box is not None
+        masks[t, :, :, box.x + round(0.74 * box.width) :] = 0
+    backbone, detector = backbones.build("flow"), detectors.build("lite")
+    removed = remove(clip.frames, masks, backbone)
+    refined = refine(clip.frames, clip.painted[0], masks, removed, backbone=backbone, detector=detector)
+    return Planted(masks, removed, detector, refined)
+
+
+def detect_residue_picture() -> Tensor:
+    clip, case, m = example(), planted(), SHOWN
+    found = heat(case.removed, case.refined.before.maps, outline=case.masks)
+    shown = {
+        "masks that miss a part": overlay(clip.frames, case.masks),
+        "removed with them": case.removed,
+        "what is left": found,
+        "another frame": torch.roll(found, SHOWN - MOMENTS[2], 0),
+    }
+    return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
+
+
+def refine_propagator() -> Tensor:
+    clip, case, m = example(), planted(), SHOWN
+    both = overlay(clip.frames, case.masks, opacity=0.35, outline=1)
+    both = overlay(both, case.refined.masks, colour=(0.2, 0.9, 0.3), opacity=0.0, outline=2)
+    shown = {
+        "left before": heat(case.removed, case.refined.before.maps, outline=case.masks),
+        "masks before and after": both,
+        "left after": heat(case.refined.inpainted, case.refined.after.maps, outline=case.masks),
+        "filled again": case.refined.inpainted,
+    }
+    return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
+
+
+def one_shot_full() -> Tensor:
+    case, m = planted(), slice(SHOWN, SHOWN + 1)
+    found = heat(case.removed[m], case.refined.before.maps[m], outline=case.masks[m])
+    return compare(found, case.refined.inpainted[m], "stacked", labels=("what is left is found", "and removed too"))[0]
+
+
+def framed(picture: Tensor, box: Box, label: str) -> Tensor:
+    """A picture (3, H, W) with a box drawn on it, darker outside."""
+    image = np.ascontiguousarray((picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    shown = image // 2
+    height, width = image.shape[:2]
+    inside = (
+        slice(max(box.y, 0), min(box.y + box.height, height)),
+        slice(max(box.x, 0), min(box.x + box.width, width)),
+    )
+    shown[inside] = image[inside]
+    cv2.rectangle(shown, (box.x, box.y), (box.x + box.width - 1, box.y + box.height - 1), (255, 217, 26), 2)
+    return labelled(torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255, label)[0]
+
+
 def one_shot_removal() -> Tensor:
     clip, m = example(), 16
     tinted = overlay(clip.frames[m : m + 1], clip.masks[m : m + 1])
@@ -206,12 +293,17 @@ PICTURES = {
     DOCS / "CIRI_ComplementaryAttention" / "picture.jpg": (attention, 640),
     DOCS / "CIRI_FuseInactivation" / "picture.jpg": (fuse_inactivation, 640),
     DOCS / "CIRI_InactivationInpaint" / "picture.jpg": (inactivation_inpaint, 640),
+    DOCS / "CIRI_ResidueDetectorLite" / "picture.jpg": (where_residue_is_looked_for, 640),
+    DOCS / "CIRI_ResidueDetectorSiamMask" / "picture.jpg": (where_residue_is_looked_for, 640),
+    DOCS / "CIRI_DetectResidue" / "picture.jpg": (detect_residue_picture, 640),
+    DOCS / "CIRI_RefinePropagator" / "picture.jpg": (refine_propagator, 640),
     DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
     DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
     DOCS / "CIRI_EvaluateRemoval" / "picture.jpg": (evaluate_removal, 640),
     WORKFLOWS / "evaluate.jpg": (evaluate_removal, 432),
     WORKFLOWS / "one_shot_removal.jpg": (one_shot_removal, 432),
     WORKFLOWS / "one_shot_ciri.jpg": (one_shot_ciri, 432),
+    WORKFLOWS / "one_shot_full.jpg": (one_shot_full, 432),
     WORKFLOWS / "one_shot_e2fgvi_hq.jpg": (one_shot_e2fgvi_hq, 432),
     WORKFLOWS / "swap_backbone.jpg": (swap_backbone, 432),
 }

@@ -6,6 +6,7 @@ import torch
 
 from ciri.inpainting.base import BackboneFacts
 from ciri.propagation.base import MaskTrack
+from ciri.residue.crops import crop, search_window
 
 
 class Hold:
@@ -37,3 +38,16 @@ class Grey:
         assert frames.shape[2] % 8 == 0 and frames.shape[3] % 8 == 0
         on_step(1, 1)
         return torch.full_like(frames, 0.5)
+
+
+class Red:
+    """A residue detector that answers to red; its threshold lets nothing else count."""
+
+    name, threshold, device = "red", 0.25, torch.device("cpu")
+
+    def template(self, frame, mask):
+        return frame.mean((1, 2))
+
+    def detect(self, template, frames, boxes):
+        cut = crop(frames, [search_window(box) for box in boxes], 48, template)
+        return 20 * (cut[:, :1] - cut[:, 1:2] - 0.5)
