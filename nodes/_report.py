@@ -39,6 +39,11 @@ def rows_of_ten(values: Tensor, digits: int) -> list[str]:
     return rows
 
 
+def as_list(text: str) -> str:
+    """Lines of plain text as a list of Markdown, which would otherwise run them together."""
+    return "\n".join(f"- {line.strip()}" for line in text.splitlines() if line.strip())
+
+
 def ranges(numbers: list[int]) -> str:
     """Shorten sorted numbers: [3, 4, 5, 9] is "3-5, 9"."""
     runs: list[list[int]] = []

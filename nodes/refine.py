@@ -29,6 +29,7 @@ from ._adapt import (
     to_masks,
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
+from ._report import as_list
 
 #: Masks as they were, and as they are now, in the preview.
 BEFORE, AFTER = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
@@ -126,7 +127,7 @@ class RefinePropagator(io.ComfyNode):
                 io.Image.Output(
                     "changes",
                     display_name="what changed",
-                    tooltip="Left: masks before (magenta) and after (green). Right: the clip filled again. At most "
+                    tooltip="Above: masks before (magenta) and after (green). Below: the clip filled again. At most "
                     f"{PREVIEW_SIDE} pixels high or wide each.",
                 ),
             ],
@@ -182,15 +183,15 @@ class RefinePropagator(io.ComfyNode):
             ExecutionBlocker(NO_PROPAGATOR) if done.propagator is None else done.propagator,
             to_mask(done.masks),
             to_image(done.inpainted),
-            "\n".join([done.report.text(), *notes, *more]),
+            as_list("\n".join([done.report.text(), *notes, *more])),
             to_image(shown),
             ui=video_preview(shown, PREVIEW_FPS),
         )
 
 
 def show_changes(frames: Tensor, masks: Tensor, done: Refinement) -> Tensor:
-    """The masks before and after over the clip, and the clip filled again, beside each other."""
+    """The masks before and after over the clip, and the clip filled again, one above the other."""
     small = preview_size(frames)
     given = overlay(small, preview_size(masks), colour=BEFORE, opacity=0.35, outline=1)
     both = overlay(given, preview_size(done.masks), colour=AFTER, opacity=0.0, outline=2)
-    return compare(both, preview_size(done.inpainted), labels=("masks", "filled again"))
+    return compare(both, preview_size(done.inpainted), "stacked", labels=("masks", "filled again"))

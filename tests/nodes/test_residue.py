@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ciri.compare import overlay
+from ciri.compare import GAP, overlay
 from ciri.errors import CheckpointError, CiriError, ClipError
 from ciri.heat import heat
 from ciri.inpainting.flow import FlowBackbone
@@ -135,7 +135,8 @@ def test_what_was_left_is_covered_and_filled_as_the_library_does(run, removed):
     assert torch.equal(refined[kept], masks[kept])
     assert "masks of 1 frames were corrected" in report
     assert shown.shape[0] == FRAMES and shown_video(output).shape == shown.shape
-    # left: the given mask's tint, the new mask's outline
+    assert shown.shape[1:3] == (2 * HEIGHT + GAP, WIDTH)
+    # above: the given mask's tint, the new mask's outline
     small = images.movedim(-1, 1)
     tinted = overlay(small, masks[:, None], opacity=0.35, outline=1)
     assert torch.equal(shown.movedim(-1, 1)[0, :, 20:44, 36:60], tinted[0, :, 20:44, 36:60])
