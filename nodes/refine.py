@@ -7,8 +7,11 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ciri.compare import compare, overlay
+from ciri.errors import MaskError
+from ciri.frames import check_key_frames
 from ciri.inpainting.base import Backbone
 from ciri.propagation.base import Propagator
+from ciri.refinement.features import extractor_for
 from ciri.refinement.refine import Refinement, refine
 from ciri.refinement.settings import MODES, RefinementSettings
 from ciri.residue.base import ResidueDetector
@@ -30,6 +33,7 @@ from ._adapt import (
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
 from ._report import as_list
+from .propagate import parse_key_frames
 
 #: Masks as they were, and as they are now, in the preview.
 BEFORE, AFTER = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
@@ -112,6 +116,12 @@ class RefinePropagator(io.ComfyNode):
                     label_off="whole frame",
                     tooltip="As in the Inactivation inpaint before.",
                 ),
+                io.String.Input(
+                    "key_frames",
+                    default="",
+                    optional=True,
+                    tooltip="Further frames that you painted, as in Propagate mask: their masks stay. Such as: 24, 57.",
+                ),
             ],
             outputs=[
                 PropagatorSocket.Output(
@@ -134,6 +144,14 @@ class RefinePropagator(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
+        try:
+            parse_key_frames(key_frames or "")
+        except MaskError as error:
+            return str(error)
+        return True
+
+    @classmethod
     @plain_errors
     def execute(
         cls,
@@ -152,6 +170,7 @@ class RefinePropagator(io.ComfyNode):
         feather: int,
         crop: bool,
         propagator: Propagator | None = None,
+        key_frames: str = "",
     ) -> io.NodeOutput:
         settings = RefinementSettings(
             mode=choose(mode, MODES, "The mode"),
@@ -165,6 +184,8 @@ class RefinePropagator(io.ComfyNode):
         frames = to_clip(images)
         filled = same_clip(to_clip(inpainted, what="inpainted clip"), frames)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
+        painted_too = parse_key_frames(key_frames)
+        fixed = check_key_frames([index, *painted_too], 1 + len(painted_too), len(frames))
         followed, more = to_masks(masks, frames, what="mask")
         done = refine(
             frames,
@@ -176,6 +197,8 @@ class RefinePropagator(io.ComfyNode):
             propagator=propagator,
             settings=settings,
             first_index=index,
+            fixed=fixed,
+            features=extractor_for(detector),
             on_step=progress(),
         )
         shown = show_changes(frames, followed, done)

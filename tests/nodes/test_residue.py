@@ -13,8 +13,10 @@ from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
 from ciri.residue.detect import detect_residue
 from ciri.residue.lite import ResidueNetwork
+from ciri.residue.siammask_network import SiamMask
 from tests.nodes.models import Hold, Red
 from tests.nodes.test_behaviour import shown_video
+from tests.parity.seeded_weights import seeded_state_dict
 
 FRAMES, HEIGHT, WIDTH = 6, 64, 96
 #: The frame in whose mask a part of the target is missing.
@@ -142,6 +144,15 @@ def test_what_was_left_is_covered_and_filled_as_the_library_does(run, removed):
     assert torch.equal(shown.movedim(-1, 1)[0, :, 20:44, 36:60], tinted[0, :, 20:44, 36:60])
 
 
+def test_a_frame_that_was_painted_too_keeps_its_mask(run, removed):
+    _, refined, filled, report, _ = correct(run, removed, key_frames=f"{CUT - FRAMES}").args
+    assert torch.equal(refined, removed[2]) and torch.equal(filled, removed[3]) and "were corrected" not in report
+    with pytest.raises(CiriError, match="Frame number 6 is outside"):
+        correct(run, removed, key_frames="6")
+    with pytest.raises(CiriError, match="key_frames is 'last'"):
+        correct(run, removed, key_frames="last")
+
+
 def test_a_clean_clip_comes_back_bit_for_bit(run):
     images, first, _ = scene()
     clean = grey_fill(images, first.expand(FRAMES, -1, -1))
@@ -248,6 +259,17 @@ def test_a_loaded_detector_works_under_inference_mode_and_can_be_differentiated_
         template = detector.template(frames[0].detach(), first)
         detector.detect(template, frames, [target_box(first)]).sum().backward()
     assert frames.grad is not None and frames.grad.abs().sum() > 0
+
+
+def test_siammask_is_found_by_content_and_looks(nodes, run, folder):
+    state = seeded_state_dict(SiamMask(sharp=False).state_dict(), 5, 0.7)
+    torch.save({"state_dict": state}, folder / "renamed.pth")
+    assert offered(nodes, "CIRI_ResidueDetectorSiamMask") == ["renamed.pth"]
+    detector = run("CIRI_ResidueDetectorSiamMask", weights="renamed.pth").args[0]
+    residue, scores, report, _ = detect(run, detector=detector).args
+    assert (
+        residue.shape == (FRAMES, HEIGHT, WIDTH) and len(scores) == FRAMES and report.startswith("siammask: 6 frames")
+    )
 
 
 def test_without_siammask_s_file_the_folder_is_named(run, folder):
