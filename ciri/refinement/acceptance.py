@@ -22,10 +22,10 @@ from ciri.residue.base import Box
 CORE_EROSION, CORE_LOSS = 3, 0.02
 #: An added part stays if what is left of its residue is at most this share.
 PART_REMAINS = 0.6
-#: A picture is taken if its score falls to this share, and by at least so much.
-FALLS_TO, FALLS_BY = 0.85, 0.005
+#: A picture is taken if its score falls to this share, and by at least so much (in target areas, seen for certain).
+FALLS_TO, FALLS_BY = 0.85, 0.007
 #: A picture of an unchanged mask may score this much more than before.
-TOLERATED = 0.002
+TOLERATED = 0.003
 
 
 def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float) -> str:
@@ -46,7 +46,7 @@ def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float) -> str:
 
 
 def useful_growth(new: Tensor, old: Tensor, before: Tensor, after: Tensor, threshold: float) -> Tensor:
-    """Return the new mask (1, H, W) without the added parts whose residue stayed when they were painted over.
+    """Return the new mask (1, H, W) without the added parts, and pixels, whose residue stayed when painted over.
 
     Args:
         new, old: (1, H, W) masks.
@@ -61,6 +61,8 @@ def useful_growth(new: Tensor, old: Tensor, before: Tensor, after: Tensor, thres
         here = cv2.dilate((labels == label).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         if was[here].sum() == 0 or left[here].sum() > PART_REMAINS * was[here].sum():
             useless |= labels == label
+    # and within a part that helped, the pixels that it did not help
+    useless |= added & (left > PART_REMAINS * was) & (left > 0)
     if not useless.any():
         return new
     # their soft rim goes with them
@@ -69,6 +71,6 @@ def useful_growth(new: Tensor, old: Tensor, before: Tensor, after: Tensor, thres
     return torch.where(torch.from_numpy(useless | (rim & ~kept & ~added)), old, new)
 
 
-def falls_enough(before: float, after: float) -> bool:
-    """Whether a score fell so far that the frame is better for it."""
-    return after <= FALLS_TO * before and after <= before - FALLS_BY
+def falls_enough(before: float, after: float, threshold: float) -> bool:
+    """Whether a detector's score fell so far that the frame is better for it."""
+    return after <= FALLS_TO * before and after <= before - FALLS_BY * (1 - threshold)

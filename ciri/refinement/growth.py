@@ -1,8 +1,8 @@
 """From a heat map to a mask: what the detector sees outside the mask, given the shape that the picture gives it.
 
-A response map is blurred by half a dozen pixels and says "here", not "up to here". So responses above the threshold
-are seeds; a guided filter moves their edge onto the frame's edges; what is not connected with the mask is another
-thing and stays; and a mask may grow only so far.
+A response map is blurred by half a dozen pixels and says "here", not "up to here". So strong responses are seeds,
+faint ones count where they touch a seed and look like the target, and a guided filter moves the edge onto the frame's.
+What is not connected with the mask is another thing and stays, and a mask may grow only so far.
 
 Dimensions: h w pixels of the frame.
 """
@@ -26,6 +26,14 @@ from ciri.residue.crops import search_window
 GUIDE_RADIUS, GUIDE_EPSILON = 8, 1e-3
 #: Half the width in pixels of a strip between mask and seeds that is taken for target too.
 BRIDGED = 6
+#: Response from this share of the threshold on counts where it touches a strong one and looks like the target.
+FAINT = 0.4
+#: A pixel looks like the target from this score on (trained to +1 on it, -1 off it).
+ALIKE = 0.3
+#: Log odds that the two opinions are worth.
+RESPONSE_GAIN, LOOKS_GAIN = 4.0, 8.0
+#: A seed's response is at least this share of the strongest that the fill hides within so many pixels.
+SPILL, SPILL_REACH = 0.9, 10
 #: A seed that is farther from the mask than this share of the box's side belongs to something else of the scene.
 CONNECTED_WITHIN = 0.15
 #: Seeds of fewer pixels, and of a smaller share of the box, are noise.
@@ -52,7 +60,15 @@ class Growth:
 
 
 def grow_over_residue(
-    frame: Tensor, mask: Tensor, response: Tensor, hidden: Tensor, box: Box, *, threshold: float, most_area: float
+    frame: Tensor,
+    mask: Tensor,
+    response: Tensor,
+    hidden: Tensor,
+    looks: np.ndarray,
+    box: Box,
+    *,
+    threshold: float,
+    most_area: float,
 ) -> Growth:
     """Grow a mask over what the detector found beside it.
 
@@ -61,21 +77,22 @@ def grow_over_residue(
         mask: float32 (1, H, W) in [0, 1].
         response: float32 (1, H, W) in [0, 1], the detector's.
         hidden: bool (1, H, W), pixels that the fill hides already: residue there is no lack of mask.
+        looks: float32 (H, W), how much each pixel looks like the target: +1 very much, -1 not at all.
         box: the target's.
         threshold: of the detector.
         most_area: pixels that the new mask may cover.
     """
     part = _inside(search_window(box), (int(frame.shape[1]), int(frame.shape[2])))
     old, found = mask[0][part].numpy(), response[0][part].numpy()
-    seen = (found > threshold) & ~hidden[0][part].numpy()
-    if seen.sum() > EVERYWHERE * (old <= 0.5).sum():
+    covered = hidden[0][part].numpy()
+    if ((found > threshold) & ~covered).sum() > EVERYWHERE * (old <= 0.5).sum():
         return Growth(mask, "the detector answers almost everywhere, which says nothing")
-    seeds = _connected_seeds(seen, old > 0.5, box)
+    view = _View(old, found, covered, looks[part], threshold)
+    seeds = _connected_seeds(view.seeds(), old > 0.5, box)
     if not seeds.any():
-        return Growth(mask, "what is left lies inside the mask, or is not connected with it")
+        return Growth(mask, "what is left lies inside the mask, is not connected with it, or does not look like it")
     image = frame[(slice(None), *part)].permute(1, 2, 0).numpy()
-    soft = _shaped(image, old, _evidence(old, found, seeds, hidden[0][part].numpy(), threshold), seeds)
-    soft = _bounded(soft, old, found, most_area)
+    soft = _bounded(_shaped(image, old, view.evidence(seeds), seeds), old, found, most_area)
     added = (soft > 0.5) & (old <= 0.5)
     # the bound may have cut a bridge
     apart = added & ~touching(added, old > 0.5, _gap(box))
@@ -124,18 +141,41 @@ def _gap(box: Box) -> float:
     return CONNECTED_WITHIN * math.sqrt(box.width * box.height)
 
 
-def _evidence(
-    old: np.ndarray, found: np.ndarray, seeds: np.ndarray, hidden: np.ndarray, threshold: float
-) -> np.ndarray:
-    """How surely each pixel beside the mask is target, float32 (h, w) in [0, 1]."""
-    # a response at the threshold is as good as none, one half way to 1 is certain
-    evidence = np.clip((found - threshold) / (1 - threshold) * 2, 0, 1) * _near(seeds)
-    # between mask and seeds the fill hides a strip of the target, in which nothing can be found
-    target = old > 0.5
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * BRIDGED + 1, 2 * BRIDGED + 1))
-    closed = cv2.morphologyEx((seeds | target).astype(np.uint8), cv2.MORPH_CLOSE, disc) > 0
-    strip = closed & hidden & ~target & _near(seeds)
-    return np.where(strip, 1, evidence).astype(np.float32)
+@dataclass(frozen=True)
+class _View:
+    """The search window of a frame: mask, response, hidden pixels, looks (h, w each), and the detector's threshold."""
+
+    old: np.ndarray
+    found: np.ndarray
+    hidden: np.ndarray
+    looks: np.ndarray
+    threshold: float
+
+    def belief(self) -> np.ndarray:
+        """How surely each pixel is target, from response and looks together: float32 (h, w) in [0, 1]."""
+        faint = FAINT * self.threshold
+        response = np.clip((self.found - faint) / (self.threshold - faint), 0, 1.5)
+        odds = RESPONSE_GAIN * (response - 0.5) + LOOKS_GAIN * np.clip(self.looks, -1.5, 1.5)
+        return np.where(self.found > faint, 1 / (1 + np.exp(-odds)), 0).astype(np.float32)
+
+    def seeds(self) -> np.ndarray:
+        """bool (h, w): strong visible responses that look like the target, and what is likely and touches them."""
+        reach = np.ones((2 * SPILL_REACH + 1,) * 2, np.uint8)
+        within = cv2.dilate(np.where(self.hidden, self.found, 0).astype(np.float32), reach)
+        # a response that is stronger under the fill is the fill's, and only spills over
+        strong = (self.found > self.threshold) & (self.looks > ALIKE) & ~self.hidden & (self.found >= SPILL * within)
+        likely = strong | ((self.belief() > 0.5) & ~self.hidden)
+        _, labels = cv2.connectedComponents(likely.astype(np.uint8))
+        return likely & np.isin(labels, np.unique(labels[strong]))
+
+    def evidence(self, seeds: np.ndarray) -> np.ndarray:
+        """How surely each pixel beside the mask is target, given the accepted seeds: float32 (h, w) in [0, 1]."""
+        # between mask and seeds the fill hides a strip of the target, in which nothing can be found
+        target = self.old > 0.5
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * BRIDGED + 1, 2 * BRIDGED + 1))
+        closed = cv2.morphologyEx((seeds | target).astype(np.uint8), cv2.MORPH_CLOSE, disc) > 0
+        strip = closed & self.hidden & ~target & (self.looks > ALIKE)
+        return np.where(_near(seeds), np.where(strip, 1, self.belief()), 0).astype(np.float32)
 
 
 def _shaped(image: np.ndarray, old: np.ndarray, evidence: np.ndarray, seeds: np.ndarray) -> np.ndarray:

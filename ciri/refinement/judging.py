@@ -123,19 +123,25 @@ class Judge:
 
     def _pictures_that_hold(self, new: Tensor, changed: list[int], seen: Residue, reasons: dict[int, str]) -> list[int]:
         """The frames whose new picture is taken."""
+        threshold = self.watch.detector.threshold
+        tolerated = acceptance.TOLERATED * (1 - threshold)
         keep = [
             t
             for t in self.touched
-            if t not in changed and float(seen.scores[t]) <= float(self.before.scores[t]) + acceptance.TOLERATED
+            if t not in changed and float(seen.scores[t]) <= float(self.before.scores[t]) + tolerated
         ]
-        falling = [t for t in changed if acceptance.falls_enough(float(self.before.scores[t]), float(seen.scores[t]))]
+        falling = [
+            t
+            for t in changed
+            if acceptance.falls_enough(float(self.before.scores[t]), float(seen.scores[t]), threshold)
+        ]
         if falling:
             rows = [self.touched.index(t) for t in falling]
             was, now = (self.watch.judge(x, falling) for x in (self.pictures.inpainted[falling], new[rows]))
             falling = [
                 t
                 for t, old, score in zip(falling, was.tolist(), now.tolist(), strict=True)
-                if acceptance.falls_enough(old, score)
+                if acceptance.falls_enough(old, score, threshold)
             ]
         for t in changed:
             if t not in falling:

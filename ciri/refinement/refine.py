@@ -25,6 +25,7 @@ from ciri.refinement import growth
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.decoder_inputs import Annotated, refinable
 from ciri.refinement.judging import Judge, Pictures
+from ciri.refinement.looks import Looks
 from ciri.refinement.mask_space import refine_masks
 from ciri.refinement.objective import Scene
 from ciri.refinement.paper import as_printed
@@ -164,7 +165,7 @@ class _Job:
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
         """Grow, paint, descend, judge."""
-        found = [t for t in suspects(before) if t not in self.fixed]
+        found = [t for t in suspects(before, watch.detector.threshold) if t not in self.fixed]
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
@@ -193,6 +194,7 @@ class _Job:
         grown = self.masks.clone()
         usual = growth.usual_area(self.masks, self.first_mask)
         with self.clock.stage("masks"):
+            looks = Looks(self.frames[self.first_index], self.first_mask)
             for t in reasons:
                 self.clock.check()
                 box = watch.box(t)
@@ -206,6 +208,7 @@ class _Job:
                     self.masks[t],
                     before.maps[t],
                     growth.shown_by(self.masks[t : t + 1], self.settings.grow)[0],
+                    looks.score(self.frames[t], self.masks[t]),
                     box,
                     threshold=watch.detector.threshold,
                     most_area=self.most[t],
@@ -219,8 +222,9 @@ class _Job:
         """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
         weights = self.report.mode == "weights"
         if not weights:
+            least = SUSPICIOUS_PAIR * (1 - watch.detector.threshold)
             seen = watch.look(painted[changed], changed)
-            changed = [t for t, score in zip(changed, seen.scores.tolist(), strict=True) if score > SUSPICIOUS_PAIR]
+            changed = [t for t, score in zip(changed, seen.scores.tolist(), strict=True) if score > least]
         if not (self.settings.epochs and changed):
             return grown
         shown = shown_under(self.frames[changed], painted[changed], grown[changed], self.masks[changed], self.settings)

@@ -23,14 +23,15 @@ from ciri.residue.score import score
 #: Frames that go through the detector together.
 BATCH = 8
 #: Views of a frame that its score is the mean of: the window as it is, and so many shifted and scaled ones.
-JITTERED_VIEWS = 2
+JITTERED_VIEWS = 1
 #: How far in shares of the box, and how much larger or smaller.
 JITTER_SHIFT, JITTER_SCALE = 0.05, 0.06
 #: A target with a shorter side is too small: enlarging it to the detector's input enlarges the noise.
 LEAST_TARGET = 24
 
-#: A frame is suspicious from this score on, or from the second if a neighbour reaches it too (in target areas).
-SUSPICIOUS, SUSPICIOUS_PAIR = 0.03, 0.01
+#: A frame is suspicious from this score on, or from the second if a neighbour reaches it too. In target areas, for a
+#: residue that is seen for certain: what a pixel can score at most is 1 - tau.
+SUSPICIOUS, SUSPICIOUS_PAIR = 0.04, 0.014
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,14 @@ def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH,
         on_step(start, count)
 
 
-def suspects(residue: Residue) -> list[int]:
-    """Frames whose score says that something is left: clearly, or a little in two frames running."""
-    scores = residue.scores.tolist()
+def suspects(residue: Residue, threshold: float = 0.0) -> list[int]:
+    """Frames whose score says that something is left: clearly, or a little in two frames running.
+
+    Args:
+        residue: of the clip.
+        threshold: of the detector that found it.
+    """
+    scores = (residue.scores / (1 - threshold)).tolist()
     clear = [s > SUSPICIOUS for s in scores]
     faint = [s > SUSPICIOUS_PAIR for s in scores]
     beside = [

@@ -120,7 +120,8 @@ def test_a_copy_of_the_targets_texture_survives():
     kept = ((where > 0) & (scene.true == 0)).expand(COUNT, 3, -1, -1)
     shown = (result.inpainted - scene.clean).abs()[kept]
     assert shown.max() < 1e-5
-    assert not ((result.masks > 0.5) & (where > 0) & (scene.true == 0)).float().sum() > 60
+    copy = (where > 0) & (scene.true == 0)
+    assert ((result.masks > 0.5) & copy).sum() < 0.1 * copy.sum()
 
 
 @pytest.mark.parametrize("complete", [True, False])
