@@ -161,7 +161,9 @@ class FuseInactivation(io.ComfyNode):
         images: Tensor | None = None,
     ) -> io.NodeOutput:
         size = masks if masks.ndim == 3 else masks[None]
-        frames = size.new_zeros(len(size), 3, *size.shape[1:]) if images is None else to_clip(images)
+        # black, and one number in memory
+        black = size.new_zeros(()).expand(len(size), 3, *size.shape[1:])
+        frames = black if images is None else to_clip(images)
         predicted, notes = to_masks(masks, frames, what="mask")
         attended, more = to_masks(attention, frames, what="attention map")
         learned = None if backbone is None else learned_beta(backbone)
