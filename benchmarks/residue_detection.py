@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,33 @@ def _clip(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def examine(data: dict[str, np.ndarray], detector: ResidueDetector) -> dict[str, tuple[Residue, Tensor, Tensor]]:
-    """Detect in both removals; return what was found, the label maps, and the share of the box that is left."""
+@dataclass(frozen=True)
+class Examined:
+    """What was found in one removal, and the truth: label and how sure it is, and areas as shares of the box."""
+
+    residue: Residue
+    label: Tensor
+    sure: Tensor
+    size: Tensor
+    soft: Tensor
+    doubt: Tensor
+
+
+def examine(data: dict[str, np.ndarray], detector: ResidueDetector) -> dict[str, Examined]:
+    """Detect in both removals."""
     frames, clean, true = _clip(data["frames"]), _clip(data["clean"]), torch.from_numpy(data["true"])[:, None].float()
     found = {}
     for name, masks in (("with_true", "true"), ("with_wrong", "wrong")):
         used = torch.from_numpy(data[masks])[:, None].float()
         inpainted = _clip(data[name])
         residue = detect_residue(inpainted, true[0], frames[0], used, detector)
-        cover = soft_edges(used, GROW, FEATHER)[1]
-        label = residue_label(inpainted, clean, frames, true, cover)[0] * float(masks == "wrong")
+        label, sure = residue_label(inpainted, clean, frames, true, soft_edges(used, GROW, FEATHER)[1])
+        if masks == "true":
+            label, sure = 0 * label, torch.ones_like(sure)
         areas = torch.tensor([box.width * box.height if box else 1 for box in residue.boxes])
-        found[name] = (residue, label, label.sum((1, 2, 3)) / areas)
+        size = (label >= 0.5).sum((1, 2, 3)) / areas
+        soft, doubt = (x.sum((1, 2, 3)) / areas for x in (label, 1 - sure))
+        found[name] = Examined(residue, label, sure, size, soft, doubt)
     return found
 
 
@@ -125,14 +141,15 @@ def report(args: argparse.Namespace, detector: ResidueDetector) -> None:
     for number, case in enumerate(sorted(p for p in args.cases.iterdir() if (p / "frames").is_dir())):
         data = removals(case, number, args.work)
         found = examine(data, detector)
-        residue, _, size = found["with_wrong"]
-        here = residue.scores[size > RESIDUE_FROM].tolist()
-        none = found["with_true"][0].scores[1:].tolist()
+        wrong = found["with_wrong"]
+        here = wrong.residue.scores[wrong.size > RESIDUE_FROM].tolist()
+        none = found["with_true"].residue.scores[1:].tolist()
         positive += here
         clean_true += none
-        clean_wrong += residue.scores[1:][size[1:] < CLEAN_BELOW].tolist()
-        for maps, truth, _ in found.values():
-            pixels.append((maps.maps.flatten()[::7].numpy(), truth.flatten()[::7].numpy()))
+        clean_wrong += wrong.residue.scores[1:][(wrong.soft + wrong.doubt)[1:] < CLEAN_BELOW].tolist()
+        for one in found.values():
+            judged = (one.sure > 0.5) & ((one.label >= 0.5) | (one.label < 0.1))
+            pixels.append((one.residue.maps[judged][::7].numpy(), one.label[judged][::7].numpy()))
         auc = area_under_curve(np.array(here), np.array(none))
         mean = np.mean(here) if here else float("nan")
         print(f"{case.name:28} {len(here):7} {mean:8.3f} {np.mean(none):8.3f} {auc:6.3f}", flush=True)
@@ -140,22 +157,21 @@ def report(args: argparse.Namespace, detector: ResidueDetector) -> None:
             _picture(args.pictures, case.name, data, found)
     good, bad, other = (np.array(x) for x in (positive, clean_true, clean_wrong))
     response, truth = (np.concatenate(x) for x in zip(*pixels, strict=True))
-    judged = (truth >= 0.5) | (truth < 0.1)
     print(
         f"frames with residue {len(good)}, removed with true masks {len(bad)}, clean ones of wrong masks {len(other)}"
     )
     print(f"frame-wise AUC: {area_under_curve(good, bad):.4f} against true masks")
     print(f"                {area_under_curve(good, np.concatenate([bad, other])):.4f} against all clean frames")
-    print(f"pixel average precision: {average_precision(response[judged], truth[judged] >= 0.5):.4f}")
+    print(f"pixel average precision: {average_precision(response, truth >= 0.5):.4f}")
     print(f"over 0.03 target areas: {(good > 0.03).mean():.3f} of the former, {(bad > 0.03).mean():.3f} of the clean")
 
 
-def _picture(folder: Path, name: str, data: dict[str, np.ndarray], found: dict) -> None:
+def _picture(folder: Path, name: str, data: dict[str, np.ndarray], found: dict[str, Examined]) -> None:
     """Six frames: filmed, removed with wrong masks, truth, response; removed with true masks, response."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for t in np.linspace(1, len(data["frames"]) - 1, 6).astype(int):
-        maps = [found["with_wrong"][1][t], found["with_wrong"][0].maps[t], found["with_true"][0].maps[t]]
+        maps = [found["with_wrong"].label[t], *(found[key].residue.maps[t] for key in ("with_wrong", "with_true"))]
         truth, wrong, true = (
             cv2.applyColorMap((m[0].numpy() * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO) for m in maps
         )

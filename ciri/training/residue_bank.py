@@ -56,6 +56,7 @@ class Bank:
         self._first_target: list[int] = []
         self.size, self.soft, self.kind = torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
         self.complete = torch.zeros(0, dtype=torch.bool)
+        self.doubt = torch.zeros(0)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -67,8 +68,8 @@ class Bank:
 
     @property
     def clean(self) -> Tensor:
-        """bool (n,)."""
-        return self.complete | (self.soft < CLEAN_BELOW)
+        """bool (n,), nothing is left; a fill that may have copied a part of the target speaks against it."""
+        return self.complete | ((self.soft < CLEAN_BELOW) & (self.doubt < CLEAN_BELOW))
 
     def add(self, file: Path) -> None:
         """Read and encode one pool file."""
@@ -81,6 +82,8 @@ class Bank:
         self._places += [(len(self.pools), i) for i in range(len(pool))]
         self.size = torch.cat([self.size, pool.size])
         self.soft = torch.cat([self.soft, pool.soft])
+        # the search window has four times the area of the box
+        self.doubt = torch.cat([self.doubt, 4 * (pool.sure < 128).float().mean((1, 2, 3))])
         self.kind = torch.cat([self.kind, pool.kind])
         self.complete = torch.cat([self.complete, pool.complete])
         if not self.keep_pictures:

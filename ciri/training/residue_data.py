@@ -144,7 +144,8 @@ def removed_by_blending(c: Composite, t: int, mask: np.ndarray, rng: Rng) -> tup
     feather = float(rng.uniform(0, 6))
     alpha: np.ndarray = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)
     if feather > 0.3:
-        alpha = cv2.GaussianBlur(alpha, (0, 0), feather)
+        # outwards only: inside the mask nothing may shine through
+        alpha = np.maximum(cv2.GaussianBlur(alpha, (0, 0), feather), mask)
     opacity = 1.0 if rng.random() < 0.4 else float(rng.uniform(0.3, 1))
     shown = ((1 - alpha) * opacity)[..., None]
     return np.clip(c.clean[t] * (1 - shown) + c.frames[t] * shown, 0, 255), np.zeros(mask.shape, np.float32)
