@@ -103,7 +103,7 @@ class DetectResidue(io.ComfyNode):
 
 def describe_residue(found: Residue, detector: ResidueDetector, notes: list[str]) -> str:
     """Say which frames are suspicious; then the notes and every frame's score."""
-    at, highest = suspects(found), int(found.scores.argmax())
+    at, highest = suspects(found, detector.threshold), int(found.scores.argmax())
     unseen = [t for t, box in enumerate(found.boxes) if box is None]
     summary = f"Something of the object seems to be left in frames {ranges(at)}." if at else "Nothing seems to be left."
     remarks = [

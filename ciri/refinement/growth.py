@@ -37,7 +37,7 @@ SPILL, SPILL_REACH = 0.9, 10
 #: A seed that is farther from the mask than this share of the box's side belongs to something else of the scene.
 CONNECTED_WITHIN = 0.15
 #: Seeds of fewer pixels, and of a smaller share of the box, are noise.
-LEAST_SEED, LEAST_SEED_SHARE = 12, 0.001
+LEAST_SEED, LEAST_SEED_SHARE = 12, 0.004
 #: A detector that answers in more than this share of its window outside the mask knows nothing.
 EVERYWHERE = 0.5
 #: How far a mask may grow: this share of what the target usually covers, and of its box.

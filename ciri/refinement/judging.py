@@ -47,12 +47,19 @@ class Judge:
         pictures: what there is to choose from.
         settings: seams.
         clock: ends the work.
+        known: the residue of the painted frames, where it was looked for already.
     """
 
     def __init__(
-        self, watch: Watch, before: Residue, pictures: Pictures, settings: RefinementSettings, clock: Clock
+        self,
+        watch: Watch,
+        before: Residue,
+        pictures: Pictures,
+        settings: RefinementSettings,
+        clock: Clock,
+        known: dict[int, tuple[Tensor, Tensor]],
     ) -> None:
-        self.watch, self.before, self.pictures = watch, before, pictures
+        self.watch, self.before, self.pictures, self.known = watch, before, pictures, known
         self.settings, self.clock = settings, clock
         given, painted = pictures.inpainted, pictures.painted
         self.touched = [
@@ -72,8 +79,7 @@ class Judge:
         """
         masks = self._masks_that_hold(refined, most, reasons)
         new = self._show(self.touched, masks)
-        looked = self.clock.watched(part(on_step, 0, 0.5))
-        seen = updated(self.before, self.touched, self.watch.look(new, self.touched, looked))
+        seen = self._look(new, masks, part(on_step, 0, 0.5))
         seen = self._parts_that_help(masks, new, seen, reasons)
         on_step(3, 4)
         self.clock.check()
@@ -87,6 +93,18 @@ class Judge:
         after = updated(self.before, keep, Residue(seen.maps[keep], seen.scores[keep], []))
         on_step(4, 4)
         return masks, inpainted, after
+
+    def _look(self, new: Tensor, masks: Tensor, on_step: OnStep) -> Residue:
+        """The residue of the clip with all new pictures; no picture is looked at twice."""
+        p = self.pictures
+        same = [t for t in self.known if t in self.touched and torch.equal(masks[t], p.grown[t])]
+        seen = self.before
+        if same:
+            maps, scores = zip(*(self.known[t] for t in same), strict=True)
+            seen = updated(seen, same, Residue(torch.stack(maps), torch.stack(scores), []))
+        at = [t for t in self.touched if t not in same]
+        rows = [self.touched.index(t) for t in at]
+        return updated(seen, at, self.watch.look(new[rows], at, self.clock.watched(on_step)))
 
     def _show(self, at: list[int], masks: Tensor) -> Tensor:
         p = self.pictures

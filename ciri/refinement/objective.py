@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.frames import grow_mask
-from ciri.refinement.regions import Comparison
+from ciri.refinement.decoder_inputs import Annotated
+from ciri.refinement.regions import Comparison, FeatureExtractor, enlarged, informative, keep_features
 from ciri.refinement.watch import Watch
 from ciri.residue.score import residue_loss
 
@@ -106,3 +107,15 @@ def _contextual(comparisons: Sequence[Comparison | None], logits: Tensor) -> lis
 def _entropy(logits: Tensor) -> Tensor:
     """The least value of the cross-entropy with these as the answer, so that the anchor starts at 0."""
     return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none")
+
+
+def comparisons(
+    features: FeatureExtractor, clip: Annotated, masks: Tensor, watch: Watch, at: Sequence[int]
+) -> list[Comparison | None]:
+    """The contextual loss of some frames of a clip with these masks; None for those in which it says nothing."""
+    template = keep_features(features, clip.frames[clip.index], watch.box(clip.index))
+    all_of_them = [
+        Comparison(template, clip.mask, keep_features(features, clip.frames[t], enlarged(watch.box(t)))) for t in at
+    ]
+    tells = informative([float(c.loss(masks[t])) for c, t in zip(all_of_them, at, strict=True)])
+    return [c if use else None for c, use in zip(all_of_them, tells, strict=True)]

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ciri.errors import MaskError
-from ciri.frames import check_annotation
 from ciri.inpainting.base import Backbone
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
@@ -24,13 +22,14 @@ from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement import growth
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.decoder_inputs import Annotated, refinable
+from ciri.refinement.inputs import check, outside_inference
 from ciri.refinement.judging import Judge, Pictures
 from ciri.refinement.looks import Looks
 from ciri.refinement.mask_space import refine_masks
-from ciri.refinement.objective import Scene
+from ciri.refinement.objective import Scene, comparisons
 from ciri.refinement.paper import as_printed
 from ciri.refinement.product import repaint, shown_under
-from ciri.refinement.regions import Comparison, FeatureExtractor, enlarged, informative, keep_features
+from ciri.refinement.regions import FeatureExtractor
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
 from ciri.refinement.settings import RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, suspects, updated
@@ -38,6 +37,9 @@ from ciri.refinement.weight_space import tune
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import boxes_of_clip
 from ciri.residue.detect import Residue
+
+#: Frames whose masks are descended, those with most residue left: a step costs three looks at each.
+MOST_DESCENDED = 8
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,16 @@ class _Job:
         first_index: int,
     ) -> None:
         self.given = (masks, inpainted)
-        self.first_mask = _outside_inference(first_mask).reshape(-1, *first_mask.shape[-2:])[:1].cpu()
-        self.frames, self.masks, self.inpainted = (_outside_inference(x).cpu() for x in (frames, masks, inpainted))
-        _check(self.frames, self.first_mask, self.masks, self.inpainted, first_index)
+        self.first_mask = outside_inference(first_mask).reshape(-1, *first_mask.shape[-2:])[:1].cpu()
+        self.frames, self.masks, self.inpainted = (outside_inference(x).cpu() for x in (frames, masks, inpainted))
+        check(self.frames, self.first_mask, self.masks, self.inpainted, first_index)
         self.backbone, self.detector, self.propagator = backbone, detector, propagator
         self.settings, self.first_index = settings, first_index
         self.clip = Annotated(self.frames, self.first_mask, first_index)
         self.features: FeatureExtractor | None = None
         self.fixed = {first_index}
         self.most: dict[int, float] = {}
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
         self.tuned: Propagator | None = None
         self.clock = Clock(settings.time_budget)
         self.report = RefinementReport()
@@ -183,7 +186,7 @@ class _Job:
             refined = self._descend(watch, painted, grown, changed, quiet, part(on_step, 0.7, 0.85))
         pictures = Pictures(self.frames, self.masks, self.inpainted, grown, painted)
         with self.clock.stage("judging"):
-            judge = Judge(watch, before, pictures, self.settings, self.clock)
+            judge = Judge(watch, before, pictures, self.settings, self.clock, self.known)
             masks, inpainted, after = judge.decide(refined, self.most, reasons, part(on_step, 0.85, 1))
         return self._result(before, after, masks, inpainted, reasons)
 
@@ -224,11 +227,15 @@ class _Job:
         if not weights:
             least = SUSPICIOUS_PAIR * (1 - watch.detector.threshold)
             seen = watch.look(painted[changed], changed)
-            changed = [t for t, score in zip(changed, seen.scores.tolist(), strict=True) if score > least]
+            self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
+            worst = sorted(changed, key=lambda t: -float(self.known[t][1]))[:MOST_DESCENDED]
+            changed = sorted(t for t in worst if self.known[t][1] > least)
         if not (self.settings.epochs and changed):
             return grown
         shown = shown_under(self.frames[changed], painted[changed], grown[changed], self.masks[changed], self.settings)
-        looks = self._appearance(watch, changed)
+        looks = None
+        if self.features is not None:
+            looks = comparisons(self.features, self.clip, self.masks, watch, changed)
         scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet[changed], looks)
         # judging takes about twice the first look; it has to fit in as well
         reserve = 2 * self.clock.seconds["detection"]
@@ -249,19 +256,6 @@ class _Job:
             )
         return refined
 
-    def _appearance(self, watch: Watch, at: list[int]) -> list[Comparison | None] | None:
-        """The contextual loss of every frame in which it says something; None without features to compare."""
-        if self.features is None:
-            return None
-        template = keep_features(self.features, self.frames[self.first_index], watch.box(self.first_index))
-        comparisons = [
-            Comparison(template, self.first_mask, keep_features(self.features, self.frames[t], enlarged(watch.box(t))))
-            for t in at
-        ]
-        losses = [float(c.loss(self.masks[t])) for c, t in zip(comparisons, at, strict=True)]
-        use = informative(losses)
-        return [c if tells else None for c, tells in zip(comparisons, use, strict=True)]
-
     def _refinable(self) -> MemoryPropagator:
         """The propagator, if its weights can be tuned; CiriError if not."""
         return refinable(self.propagator, self.settings.mode)
@@ -277,7 +271,7 @@ class _Job:
     ) -> tuple[Tensor, Tensor, Residue]:
         """Return masks, pictures and residue of the clip with everything that stood the test."""
         with self.clock.stage("judging"):
-            judge = Judge(watch, before, pictures, self.settings, self.clock)
+            judge = Judge(watch, before, pictures, self.settings, self.clock, self.known)
             return judge.decide(refined, self.most, reasons, on_step)
 
     def _as_printed(self, on_step: OnStep) -> Refinement:
@@ -337,25 +331,3 @@ class _Job:
         self.report.seconds = dict(self.clock.seconds)
         device = torch.device("cpu") if self.detector is None else self.detector.device
         self.report.peak_bytes = peak_memory(device)
-
-
-def _outside_inference(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if it was made under inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _check(frames: Tensor, first_mask: Tensor, masks: Tensor, inpainted: Tensor, first_index: int) -> None:
-    """Raise MaskError unless everything belongs to the clip."""
-    count, _, height, width = frames.shape
-    for name, tensor, shape in (
-        ("masks", masks, (count, 1, height, width)),
-        ("inpainted frames", inpainted, tuple(frames.shape)),
-    ):
-        if tensor.shape != shape:
-            raise MaskError(f"The {name} have shape {tuple(tensor.shape)}; expected {shape} as the clip has.")
-    if first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
-        raise MaskError(
-            f"The first mask is {tuple(first_mask.shape)} for frame {first_index}; expected "
-            f"{(1, height, width)} for one of the frames 0 to {count - 1}."
-        )
-    check_annotation(first_mask[None])

@@ -292,3 +292,20 @@ def test_bad_input_is_named():
     for wrong in ({"mode": "fast"}, {"epochs": -1}, {"strength": 0}, {"time_budget": -1}):
         with pytest.raises(CiriError):
             RefinementSettings(**wrong)
+
+
+class Colours:
+    """Features that are the colours themselves, averaged over four pixels."""
+
+    name, fill = "colours", (0.485, 0.456, 0.406)
+
+    def __call__(self, crops):
+        return torch.nn.functional.avg_pool2d(crops, 4)
+
+
+def test_the_contextual_loss_takes_part_where_features_are_given():
+    scene = Scene()
+    masks = scene.cut(columns=14)
+    result, _ = run(scene, masks, Oracle(scene), features=Colours(), settings=settings(epochs=3))
+    assert result.report.accepted == [2, 3]
+    assert (j_of(result.masks, scene.true) >= j_of(masks, scene.true)).all()

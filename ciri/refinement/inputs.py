@@ -1,0 +1,30 @@
+"""What refinement is given, checked and in a form that can enter a graph."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ciri.errors import MaskError
+from ciri.frames import check_annotation
+
+
+def outside_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it was made under inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def check(frames: Tensor, first_mask: Tensor, masks: Tensor, inpainted: Tensor, first_index: int) -> None:
+    """Raise MaskError unless everything belongs to the clip."""
+    count, _, height, width = frames.shape
+    for name, tensor, shape in (
+        ("masks", masks, (count, 1, height, width)),
+        ("inpainted frames", inpainted, tuple(frames.shape)),
+    ):
+        if tensor.shape != shape:
+            raise MaskError(f"The {name} have shape {tuple(tensor.shape)}; expected {shape} as the clip has.")
+    if first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
+        raise MaskError(
+            f"The first mask is {tuple(first_mask.shape)} for frame {first_index}; expected "
+            f"{(1, height, width)} for one of the frames 0 to {count - 1}."
+        )
+    check_annotation(first_mask[None])
