@@ -41,6 +41,14 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--modes", type=_names, default=["auto"], metavar="MODE,...", help="auto, hard, blend, gate")
     what.add_argument("--ablate", action="store_true", help="the rows of the paper's Table 2: modes hard, blend, gate")
     what.add_argument("--true-masks", action="store_true", help="also inpaint the true masks")
+    what.add_argument(
+        "--refine",
+        nargs="?",
+        const="lite",
+        default="",
+        metavar="DETECTOR",
+        help="also refine every result by a residue detector (--refine alone: lite)",
+    )
     what.add_argument("--models", type=Path, metavar="DIR", help="folder of weight files; recognised by their keys")
     what.add_argument(
         "--weights",
@@ -106,7 +114,12 @@ def run(args: argparse.Namespace) -> None:
     models = Models(shared.choose_device(args.device), args.models, dict(args.weights))
     modes = list(ABLATION) if args.ablate else args.modes
     methods, notes = choose(
-        models, masks=args.propagators, fillers=args.backbones, modes=modes, true_masks=args.true_masks
+        models,
+        masks=args.propagators,
+        fillers=args.backbones,
+        modes=modes,
+        true_masks=args.true_masks,
+        refined=args.refine,
     )
     methods += [Method("", name) for name, _ in args.results]
     if not methods:

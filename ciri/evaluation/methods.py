@@ -17,6 +17,8 @@ from ciri.inpainting import registry as backbones
 from ciri.inpainting.base import Backbone
 from ciri.propagation import registry as propagators
 from ciri.propagation.base import Propagator
+from ciri.residue import registry as detectors
+from ciri.residue.base import ResidueDetector
 
 #: The source of masks that is no propagator.
 TRUE_MASKS = "true masks"
@@ -34,11 +36,13 @@ class Method:
         masks: name of the propagator, or :data:`TRUE_MASKS`.
         backbone: its name; of results that were made elsewhere, the name they were given.
         mode: how the masks reach the backbone.
+        refined: name of the residue detector by which masks and pictures are refined afterwards; empty: they are not.
     """
 
     masks: str
     backbone: str
     mode: str = AUTO
+    refined: str = ""
 
     @property
     def filler(self) -> str:
@@ -48,12 +52,14 @@ class Method:
     @property
     def title(self) -> str:
         """What tables call it."""
-        return f"{self.masks} + {self.filler}" if self.masks else self.backbone
+        title = f"{self.masks} + {self.filler}" if self.masks else self.backbone
+        return f"{title}, refined ({self.refined})" if self.refined else title
 
     @property
     def folder(self) -> str:
         """Name of its results on disk."""
-        parts = (self.masks.replace(" ", "_"), self.backbone, "" if self.mode == AUTO else self.mode)
+        refined = f"refined-{self.refined}" if self.refined else ""
+        parts = (self.masks.replace(" ", "_"), self.backbone, "" if self.mode == AUTO else self.mode, refined)
         return "-".join(part for part in parts if part)
 
 
@@ -81,6 +87,11 @@ class Models:
     def backbone(self, name: str, mode: str = AUTO) -> Backbone:
         """Build (or return) a backbone in a mode. Raises CiriError: unknown, no weights, or no such mode."""
         built: Backbone = self._get(backbones, "backbone", name, **({} if mode == AUTO else {"mode": mode}))
+        return built
+
+    def detector(self, name: str) -> ResidueDetector:
+        """Build (or return) a residue detector. Raises CiriError: unknown, or its weights are missing."""
+        built: ResidueDetector = self._get(detectors, "residue", name)
         return built
 
     def _get(self, registry: ModuleType, kind: str, name: str, **options: Any) -> Any:
@@ -126,6 +137,7 @@ def choose(
     fillers: Sequence[str] | None,
     modes: Sequence[str] = (AUTO,),
     true_masks: bool = False,
+    refined: str = "",
 ) -> tuple[list[Method], list[str]]:
     """Return every combination that can be built, and notes on what was left out.
 
@@ -135,6 +147,7 @@ def choose(
         fillers: backbones; None: all that have their weights.
         modes: in which every backbone is run; classical ones have :data:`AUTO` only.
         true_masks: also inpaint the true masks.
+        refined: name of a residue detector: every combination is also refined by it.
 
     Raises:
         CiriError: a propagator or backbone that was asked for by name cannot be built, or nothing is left.
@@ -160,4 +173,7 @@ def choose(
             except CiriError as error:
                 notes.append(f"The backbone {name} was not run in mode {mode}: {error}")
     sources = [*masks, *([TRUE_MASKS] if true_masks else [])]
-    return [Method(source, name, mode) for source in sources for name, mode in pairs], notes
+    if refined:
+        models.detector(refined)
+    kinds = ["", refined] if refined else [""]
+    return [Method(source, name, mode, kind) for source in sources for name, mode in pairs for kind in kinds], notes

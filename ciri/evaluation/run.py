@@ -33,6 +33,8 @@ from ciri.media import read_clip, write_clip
 from ciri.metrics.warping import Motion, motion_of
 from ciri.pipeline import propagate
 from ciri.progress import OnStep, ignore, part
+from ciri.refinement.refine import refine
+from ciri.refinement.settings import RefinementSettings
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ class CaseRun:
         weights = runner.models.stamp("backbone", method.backbone)
         masks = runner.models.stamp("propagator", method.masks)
         return key_of(
-            self.stamp, asdict(method), asdict(runner.settings), weights, masks, runner.networks.lpips is not None
+            *(self.stamp, asdict(method), asdict(runner.settings), weights, masks),
+            *(runner.models.stamp("residue", method.refined), runner.networks.lpips is not None),
         )
 
     def result_folder(self, method: Method) -> Path:
@@ -193,6 +196,8 @@ class CaseRun:
             notes += more
             result, taken = self._inpaint(method, masks, part(on_step, 0.4, 0.9))
             timing = {**timing, "inpainting": taken}
+            if method.refined:
+                result, masks, timing["refinement"] = self._refine(method, masks, result)
             write_clip(folder, result)
         # what is scored is what was written: rounded to 8 bits
         result = self.result(method)
@@ -212,6 +217,23 @@ class CaseRun:
         if not result.isfinite().all():
             raise EvaluationError(f"{method.filler} made values that are not numbers (NaN or infinite).")
         return result, taken
+
+    def _refine(self, method: Method, masks: Tensor, result: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Masks and pictures corrected by what the removal left behind; only one mask is taken to be known."""
+        models, settings, material = self.runner.models, self.runner.settings, self.material
+        known = material.first
+        with stopwatch(models.device) as taken:
+            refined = refine(
+                material.frames,
+                material.masks[known],
+                masks,
+                result,
+                backbone=models.backbone(method.backbone, method.mode),
+                detector=models.detector(method.refined),
+                settings=RefinementSettings(grow=settings.grow, feather=settings.feather),
+                first_index=known,
+            )
+        return refined.inpainted, refined.masks, taken
 
     def masks(self, source: str, on_step: OnStep = ignore) -> tuple[Tensor, dict[str, dict[str, float]], list[str]]:
         """Return masks (T, 1, H, W) of one source, what they took, and notes; from disk if they are there.

@@ -218,7 +218,14 @@ def write_csv(path: Path, report: Report) -> None:
         EvaluationError: it cannot be written.
     """
     lines = [
-        {"case": case, "masks": row.method.masks, "backbone": row.method.backbone, "mode": row.method.mode, **values}
+        {
+            "case": case,
+            "masks": row.method.masks,
+            "backbone": row.method.backbone,
+            "mode": row.method.mode,
+            "refined": row.method.refined,
+            **values,
+        }
         for row in report.rows
         for case, values in row.by_case.items()
     ]

@@ -125,9 +125,7 @@ class Judge:
         trimmed = []
         for t in [t for t, reason in reasons.items() if not reason]:
             old = self.pictures.masks[t]
-            kept = acceptance.useful_growth(
-                masks[t], old, self.before.maps[t], seen.maps[t], self.watch.detector.threshold
-            )
+            kept = acceptance.useful_growth(masks[t], old, self.before.maps[t], seen.maps[t], self.watch.threshold)
             if not ((kept > 0.5) & (old <= 0.5)).any():
                 kept, reasons[t] = old, "painting over it did not make the residue go"
             if not torch.equal(kept, masks[t]):
@@ -141,7 +139,7 @@ class Judge:
 
     def _pictures_that_hold(self, new: Tensor, changed: list[int], seen: Residue, reasons: dict[int, str]) -> list[int]:
         """The frames whose new picture is taken."""
-        threshold = self.watch.detector.threshold
+        threshold = self.watch.threshold
         tolerated = acceptance.TOLERATED * (1 - threshold)
         keep = [
             t

@@ -120,7 +120,7 @@ def _loss(
     composed = mask * inpainted[t] + (1 - mask) * shown
     box, size = watch.box(t), (int(shown.shape[1]), int(shown.shape[2]))
     logits = watch.logits(composed[None], [box])
-    total = RESIDUE * residue_loss(logits, [box], size, watch.detector.threshold, mode="paper").sum().cpu()
+    total = RESIDUE * residue_loss(logits, [box], size, watch.threshold, mode="paper").sum().cpu()
     if features is None:
         return total
     with torch.no_grad():

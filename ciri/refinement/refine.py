@@ -32,7 +32,7 @@ from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, suspects, updated
+from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, suspects, threshold_of, updated
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import boxes_of_clip
@@ -161,14 +161,21 @@ class _Job:
             boxes = boxes_of_clip(self.masks, self.first_mask, self.first_index)
             device = self.detector.device
             template = self.detector.template(self.frames[self.first_index].to(device), self.first_mask.to(device))
-            watch = Watch(self.detector, template, boxes, self.settings.seed)
+            watch = Watch(self.detector, template, boxes, self.detector.threshold, self.settings.seed)
             at = [t for t, box in enumerate(boxes) if box is not None]
             seen = watch.look(self.inpainted[at], at, self.clock.watched(on_step))
-            return watch, updated(replace(self.nothing, boxes=boxes), at, seen)
+            residue = updated(replace(self.nothing, boxes=boxes), at, seen)
+            known = self.first_index
+            hidden = growth.shown_by(self.first_mask[None], self.settings.grow)[0]
+            threshold = threshold_of(self.detector, residue, known, hidden)
+            if threshold > watch.threshold:
+                watch = replace(watch, threshold=threshold)
+                residue = updated(residue, at, watch.look(self.inpainted[at], at))
+            return watch, residue
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
         """Grow, paint, descend, judge."""
-        found = [t for t in suspects(before, watch.detector.threshold) if t not in self.fixed]
+        found = [t for t in suspects(before, watch.threshold) if t not in self.fixed]
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
@@ -182,7 +189,7 @@ class _Job:
             progress = self.clock.watched(part(on_step, 0.15, 0.7))
             painted = repaint(self.frames, grown, self.inpainted, changed, self.backbone, self.settings, progress)
         with self.clock.stage("descent"):
-            quiet = before.maps <= watch.detector.threshold
+            quiet = before.maps <= watch.threshold
             refined = self._descend(watch, painted, grown, changed, quiet, part(on_step, 0.7, 0.85))
         pictures = Pictures(self.frames, self.masks, self.inpainted, grown, painted)
         with self.clock.stage("judging"):
@@ -213,7 +220,7 @@ class _Job:
                     growth.shown_by(self.masks[t : t + 1], self.settings.grow)[0],
                     looks.score(self.frames[t], self.masks[t]),
                     box,
-                    threshold=watch.detector.threshold,
+                    threshold=watch.threshold,
                     most_area=self.most[t],
                 )
                 grown[t], reasons[t] = proposal.mask, proposal.reason
@@ -225,7 +232,7 @@ class _Job:
         """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
         weights = self.report.mode == "weights"
         if not weights:
-            least = SUSPICIOUS_PAIR * (1 - watch.detector.threshold)
+            least = SUSPICIOUS_PAIR * (1 - watch.threshold)
             seen = watch.look(painted[changed], changed)
             self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
             worst = sorted(changed, key=lambda t: -float(self.known[t][1]))[:MOST_DESCENDED]

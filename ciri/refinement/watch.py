@@ -24,6 +24,8 @@ from ciri.residue.score import score
 BATCH = 8
 #: Views of a frame that its score is the mean of: the window as it is, and so many shifted and scaled ones.
 JITTERED_VIEWS = 1
+#: Share of the target's box that may answer beside the mask of the annotated frame, and the largest threshold.
+FALSE_SHARE, HIGHEST_THRESHOLD = 0.01, 0.95
 #: How far in shares of the box, and how much larger or smaller.
 JITTER_SHIFT, JITTER_SCALE = 0.05, 0.06
 #: A target with a shorter side is too small: enlarging it to the detector's input enlarges the noise.
@@ -42,12 +44,14 @@ class Watch:
         detector: frozen.
         template: of the annotated target.
         boxes: where it looks in every frame; they do not change while masks do.
+        threshold: response below which nothing counts in this clip; at least the detector's own.
         seed: of the jitter.
     """
 
     detector: ResidueDetector
     template: Any
     boxes: list[Box | None]
+    threshold: float
     seed: int = 0
 
     def box(self, t: int) -> Box:
@@ -65,7 +69,7 @@ class Watch:
 
         def one(part: slice) -> None:
             logits = self.logits(frames[part], boxes[part])
-            scores[part] = score(logits, boxes[part], size, self.detector.threshold).cpu()
+            scores[part] = score(logits, boxes[part], size, self.threshold).cpu()
             for i, response in zip(range(len(at))[part], logits.sigmoid().cpu(), strict=True):
                 maps[i] = paste_map(response, search_window(boxes[i]), size)
 
@@ -87,7 +91,7 @@ class Watch:
                 logits = self.logits(frames[part], boxes[part])
                 # in areas of the true box: a jittered one would change the unit
                 unit = torch.tensor([_area(b) / _area(self.box(t)) for b, t in zip(boxes[part], at[part], strict=True)])
-                total[part] += score(logits, boxes[part], size, self.detector.threshold).cpu() * unit
+                total[part] += score(logits, boxes[part], size, self.threshold).cpu() * unit
 
             in_batches(len(at), one)
         return total / JITTERED_VIEWS
@@ -105,6 +109,28 @@ class Watch:
         x = round(box.x + dx * box.width + (box.width - width) / 2)
         y = round(box.y + dy * box.height + (box.height - height) / 2)
         return Box(x, y, width, height)
+
+
+def threshold_of(detector: ResidueDetector, residue: Residue, known: int, hidden: Tensor) -> float:
+    """The response from which on something counts in this clip.
+
+    In the annotated frame the mask is true, so every response beside it is a false alarm: something of the scene that
+    the detector takes for the target. What is no stronger elsewhere does not count either.
+
+    Args:
+        detector: what looked.
+        residue: of the clip.
+        known: the annotated frame.
+        hidden: bool (1, H, W), what the fill hides there.
+    """
+    beside = residue.maps[known][~hidden]
+    box = residue.boxes[known]
+    if box is None or not len(beside):
+        return detector.threshold
+    # single pixels may answer by chance
+    rank = max(1, round(FALSE_SHARE * box.width * box.height))
+    false = float(beside.topk(min(rank, len(beside))).values[-1])
+    return max(detector.threshold, min(false, HIGHEST_THRESHOLD))
 
 
 def _area(box: Box) -> int:

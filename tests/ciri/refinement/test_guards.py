@@ -11,11 +11,11 @@ from ciri.refinement.looks import Looks
 from ciri.refinement.product import repaint, shown_under, spans
 from ciri.refinement.report import FrameReport, RefinementReport
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import in_batches, suspects
+from ciri.refinement.watch import in_batches, suspects, threshold_of
 from ciri.residue.base import Box
 from ciri.residue.crops import target_box
 from ciri.residue.detect import Residue
-from tests.ciri.refinement.scenes import HEIGHT, WIDTH, Knows, Scene
+from tests.ciri.refinement.scenes import HEIGHT, WIDTH, Knows, Oracle, Scene
 
 SETTINGS = RefinementSettings(grow=2, feather=2)
 
@@ -191,3 +191,18 @@ def test_the_report_counts_and_explains():
     assert report.accepted == [3] and report.total_seconds == 2
     for words in ("One mask.", "0.200 -> 0.120", "x 1.20", "2: the mask is empty (frames 7-8)", "1024 MiB", "2.0 ("):
         assert words in text
+
+
+def test_what_answers_beside_a_true_mask_raises_the_threshold():
+    maps = torch.zeros(2, 1, HEIGHT, WIDTH)
+    hidden = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    hidden[:, 16:46, 20:50] = True
+    residue = Residue(maps, torch.zeros(2), [Box(20, 16, 30, 30)] * 2)
+    detector = Oracle(Scene())
+    maps[0, 0, 20:40, 25:45] = 0.99  # under the fill
+    assert threshold_of(detector, residue, 0, hidden) == detector.threshold
+    maps[0, 0, 50, 60:64] = 0.8  # four pixels are chance
+    assert threshold_of(detector, residue, 0, hidden) == detector.threshold
+    maps[0, 0, 50:55, 60:64] = 0.8
+    assert threshold_of(detector, residue, 0, hidden) == pytest.approx(0.8)
+    assert threshold_of(detector, residue, 1, hidden) == detector.threshold

@@ -51,7 +51,7 @@ def run(scene, masks, given, detector=None, **options):
 def material(scene, masks):
     """The scene as the descent gets it: frames 2 and 3, whose masks miss a part."""
     at = [2, 3]
-    watch = Watch(Oracle(scene), None, boxes_of_clip(masks, scene.true[0]))
+    watch = Watch(Oracle(scene), None, boxes_of_clip(masks, scene.true[0]), Oracle.threshold)
     quiet = torch.ones(2, 1, *masks.shape[2:], dtype=torch.bool)
     return watch, Material(at, scene.removal(masks)[at], scene.clean[at], masks[at], scene.true[at], quiet)
 

@@ -1,0 +1,69 @@
+"""Refinement as a further row of an evaluation."""
+
+import pytest
+import torch
+
+from ciri.errors import CiriError
+from ciri.evaluation.cases import find_cases
+from ciri.evaluation.methods import Method, Models, choose
+from ciri.evaluation.run import Runner, Settings
+from ciri.media import write_clip
+from ciri.propagation.base import MaskTrack
+from tests.ciri.refinement.scenes import Knows, Oracle, Scene
+
+
+class Misses:
+    name = "misses"
+
+    def __init__(self, scene):
+        self.masks = scene.cut()
+
+    def propagate(self, frames, key_masks, key_frames, *, on_step=None):
+        on_step(1, 1)
+        return MaskTrack(self.masks.clone(), torch.ones(len(frames)))
+
+
+class FakeModels(Models):
+    def __init__(self, scene):
+        super().__init__(torch.device("cpu"))
+        self.scene = scene
+
+    def propagator(self, name):
+        return Misses(self.scene)
+
+    def backbone(self, name, mode="auto"):
+        return Knows(self.scene)
+
+    def detector(self, name):
+        return Oracle(self.scene)
+
+
+def test_a_refined_row_scores_the_corrected_masks_and_pictures(tmp_path):
+    scene = Scene()
+    for name, clip in (("frames", scene.frames), ("masks", scene.true), ("clean", scene.clean)):
+        write_clip(tmp_path / "cases" / "one" / name, clip)
+    runner = Runner(tmp_path / "out", FakeModels(scene), Settings(grow=2, feather=2))
+    plain, refined = Method("misses", "knows"), Method("misses", "knows", refined="oracle")
+    records, failures = runner.run(find_cases(tmp_path / "cases"), [plain, refined])
+    assert not failures and [record.method for record in records] == [plain, refined]
+    before, after = (record.scores for record in records)
+    for t in (2, 3):
+        assert after["psnr_mask"][t] > before["psnr_mask"][t] + 3
+        assert after["J"][t] > before["J"][t] + 0.1
+    assert "refinement" in records[1].timing and "refinement" not in records[0].timing
+    assert refined.title == "misses + knows, refined (oracle)" and refined.folder != plain.folder
+
+
+def test_refined_rows_stand_beside_the_plain_ones():
+    class Known(Models):
+        def detector(self, name):
+            return None
+
+    models = Known(torch.device("cpu"))
+    methods, _ = choose(models, masks=["flow"], fillers=["flow"], refined="lite")
+    assert methods == [Method("flow", "flow"), Method("flow", "flow", refined="lite")]
+
+
+def test_an_unknown_detector_is_refused_before_anything_runs():
+    with pytest.raises(CiriError, match="no residue detector called 'none'"):
+        choose(Models(torch.device("cpu")), masks=["flow"], fillers=["flow"], refined="none")
