@@ -216,7 +216,7 @@ def detect_residue_picture() -> Tensor:
         "masks that miss a part": overlay(clip.frames, case.masks),
         "removed with them": case.removed,
         "what is left": found,
-        "another frame": torch.roll(found, SHOWN - MOMENTS[2], 0),
+        f"frame {MOMENTS[2]}: copied there": torch.roll(found, SHOWN - MOMENTS[2], 0),
     }
     return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
 
