@@ -199,6 +199,10 @@ class CropTrack:
         h, w = self.size
         return torch.stack([f[:, y : y + h, x : x + w] for f, (y, x) in zip(clip, self.corners.tolist(), strict=True)])
 
+    def at(self, frame: int) -> CropTrack:
+        """The window of one frame, for a clip of that frame alone."""
+        return CropTrack(self.size, self.corners[frame : frame + 1])
+
     def put(self, clip: Tensor, window: Tensor) -> None:
         """Write (T, C, height, width) into the clip (T, C, H, W), in place."""
         h, w = self.size
@@ -243,8 +247,33 @@ def follow_target(
     Raises:
         MaskError: no target in any frame.
     """
-    frame_h, frame_w = masks.shape[2:]
-    boxes = target_boxes(masks)
+    size = (masks.shape[2], masks.shape[3])
+    return follow_boxes(
+        target_boxes(masks), size, margin=margin, multiple=multiple, minimum=minimum, aspect=aspect, smooth=smooth
+    )
+
+
+def follow_boxes(
+    boxes: Tensor,
+    frame_size: tuple[int, int],
+    *,
+    margin: float = 1.5,
+    multiple: int | tuple[int, int] = 16,
+    minimum: int | tuple[int, int] = 128,
+    aspect: float | None = None,
+    smooth: float = 4.0,
+) -> CropTrack:
+    """As :func:`follow_target`, for boxes that are known already.
+
+    Args:
+        boxes: int64 (T, 4), of :func:`target_boxes`.
+        frame_size: (H, W) of the frames.
+        margin, multiple, minimum, aspect, smooth: as there.
+
+    Raises:
+        MaskError: no target in any frame.
+    """
+    frame_h, frame_w = frame_size
     seen = torch.nonzero(boxes[:, 0] >= 0).flatten()
     if not len(seen):
         raise MaskError("No frame shows a target, so there is nothing to follow. " + _PAINT)

@@ -7,7 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.errors import MaskError
-from ciri.frames import CropTrack, as_pair, feather_alpha, follow_target, grow_mask, pad_to_multiple, paste_back, unpad
+from ciri.frames import (
+    CropTrack,
+    as_pair,
+    feather_alpha,
+    follow_boxes,
+    grow_mask,
+    pad_to_multiple,
+    paste_back,
+    target_boxes,
+    unpad,
+)
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.progress import OnStep, ignore
 
@@ -50,14 +60,34 @@ def remove(
             f"The inactivation masks have shape {tuple(inactivation.shape)}; expected {expected}, "
             "one mask of the frames' size for every frame."
         )
-    grown, alpha = soft_edges(inactivation, grow, feather)
-    if not (grown > 0).any():
+    boxes, any_hole = _reach(inactivation, grow, feather)
+    if not any_hole:
         return frames
-    track = choose_window(alpha, backbone.facts) if crop else whole_frame(frames)
-    filled = run_at_its_size(track.cut(frames), track.cut(grown), backbone, on_step)
+    size = (frames.shape[2], frames.shape[3])
+    track = choose_window(boxes, size, backbone.facts) if crop else whole_frame(frames)
+    hole, alpha = (inactivation.new_empty(len(frames), 1, *track.size) for _ in range(2))
+    for t in range(len(frames)):
+        edges = soft_edges(inactivation[t : t + 1], grow, feather)
+        hole[t], alpha[t] = (track.at(t).cut(edge)[0] for edge in edges)
+    window = frames if track.size == size else track.cut(frames)
+    filled = run_at_its_size(window, hole, backbone, on_step)
     result = frames.clone()
-    track.put(result, paste_back(track.cut(frames), filled, track.cut(alpha)))
+    for t in range(len(frames)):  # frame by frame: a clip's worth of temporaries is what long clips fail on
+        of_frame = track.at(t)
+        of_frame.put(
+            result[t : t + 1], paste_back(of_frame.cut(frames[t : t + 1]), filled[t : t + 1], alpha[t : t + 1])
+        )
     return result
+
+
+def _reach(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, bool]:
+    """Return the boxes int64 (T, 4) of what is shown of the fill, as target_boxes does, and whether there is a hole."""
+    boxes, any_hole = [], False
+    for mask in inactivation:
+        grown, alpha = soft_edges(mask[None], grow, feather)
+        boxes.append(target_boxes(alpha))
+        any_hole = any_hole or bool((grown > 0).any())
+    return torch.cat(boxes), any_hole
 
 
 def soft_edges(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, Tensor]:
@@ -79,16 +109,22 @@ def soft_edges(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, T
     return grown, alpha
 
 
-def choose_window(alpha: Tensor, facts: BackboneFacts) -> CropTrack:
-    """The window that follows what is filled (T, 1, H, W), as the backbone wants it, or the whole frame."""
+def choose_window(boxes: Tensor, size: tuple[int, int], facts: BackboneFacts) -> CropTrack:
+    """The window that follows what is filled, as the backbone wants it, or the whole frame.
+
+    Args:
+        boxes: int64 (T, 4), of :func:`ciri.frames.target_boxes`.
+        size: (H, W) of the frames.
+        facts: of the backbone.
+    """
     least, needs = facts.least_window, as_pair(facts.needs_divisible_by)
     if facts.fixed_size is None:
-        track = follow_target(alpha, multiple=(max(16, needs[0]), max(16, needs[1])), minimum=least)
+        track = follow_boxes(boxes, size, multiple=(max(16, needs[0]), max(16, needs[1])), minimum=least)
     else:
         aspect = facts.fixed_size[0] / facts.fixed_size[1]
-        track = follow_target(alpha, multiple=1, minimum=least, aspect=aspect)
-    saved = track.size[0] * track.size[1] <= WORTHWHILE * alpha.shape[2] * alpha.shape[3]
-    return track if saved else whole_frame(alpha)
+        track = follow_boxes(boxes, size, multiple=1, minimum=least, aspect=aspect)
+    saved = track.size[0] * track.size[1] <= WORTHWHILE * size[0] * size[1]
+    return track if saved else CropTrack(size, torch.zeros(len(boxes), 2, dtype=torch.int64))
 
 
 def run_at_its_size(window: Tensor, hole: Tensor, backbone: Backbone, on_step: OnStep = ignore) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciri.errors import MaskError
-from ciri.frames import feather_alpha, grow_mask
+from ciri.frames import feather_alpha, grow_mask, paste_back
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.remove import remove
 
@@ -99,3 +99,27 @@ def test_the_callback_may_stop_it():
 
     with pytest.raises(KeyboardInterrupt):
         remove(torch.rand(1, 3, 20, 30), torch.ones(1, 1, 20, 30), Painter(), on_step=stop)
+
+
+@pytest.mark.parametrize(("grow", "feather"), [(4, 3), (0, 0), (-2, 1), (7, 0)])
+def test_frame_by_frame_is_what_the_whole_clip_at_once_gives(grow, feather):
+    """The twin: dilate, feather and paste the clip as one tensor, which is what long clips have no memory for."""
+    random = torch.Generator().manual_seed(0)
+    frames = torch.rand(6, 3, 60, 90, generator=random)
+    masks = torch.zeros(6, 1, 60, 90)
+    for t in (0, 1, 2, 4):  # frame 3 and 5 show no target
+        masks[t, 0, 20:40, 10 + 8 * t : 30 + 8 * t] = 0.3 + 0.2 * (t % 3)
+
+    class Grey:
+        name, facts = "grey", BackboneFacts()
+
+        def inpaint(self, frames, inactivation, *, on_step=None):
+            self.hole = inactivation
+            return torch.full_like(frames, 0.5)
+
+    backbone = Grey()
+    result = remove(frames, masks, backbone, grow=grow, feather=feather, crop=False)
+    grown = grow_mask(masks, grow)
+    alpha = feather_alpha((grown / 0.5).clamp(max=1), feather)
+    assert torch.equal(backbone.hole, grown)
+    assert torch.equal(result, paste_back(frames, torch.full_like(frames, 0.5), alpha))
