@@ -1,7 +1,7 @@
 """Does refinement move masks and pictures the right way, and what does it cost?
 
     python benchmarks/refinement.py CASES_DIR [--detector oracle | lite | siammask] [--kinds planted,natural,clean]
-        [--detector-weights FILE] [--modes mask] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
+        [--detector-weights FILE] [--mode auto | mask] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
     python benchmarks/refinement.py --made N --pack TRAINING_PACK ...
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...; or N composites made of the held-back part of a training pack, to
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--detector", default="lite", help="oracle, lite (default) or siammask")
     parser.add_argument("--detector-weights", type=pathlib.Path)
     parser.add_argument("--kinds", default="planted,natural,clean")
+    parser.add_argument("--mode", default="auto", choices=("auto", "mask"))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--frames", type=int, help="use only so many frames")
     parser.add_argument("--only", default="", help="CASE,...")
@@ -224,7 +225,7 @@ def main() -> None:
                 given["inpainted"],
                 backbone=FlowBackbone(),
                 detector=shared or Oracle(clip),
-                settings=RefinementSettings(epochs=arguments.epochs),
+                settings=RefinementSettings(mode=arguments.mode, epochs=arguments.epochs),
             )
             rows.append(measure(clip, given, result, time.process_time() - begun))
             print(f"{clip.name:30s} {kind:8s} " + " ".join(f"{v:7.2f}" for v in rows[-1]), flush=True)

@@ -32,7 +32,7 @@ from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, suspects, threshold_of, updated
+from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of, updated
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import boxes_of_clip
@@ -161,7 +161,7 @@ class _Job:
             boxes = boxes_of_clip(self.masks, self.first_mask, self.first_index)
             device = self.detector.device
             template = self.detector.template(self.frames[self.first_index].to(device), self.first_mask.to(device))
-            watch = Watch(self.detector, template, boxes, self.detector.threshold, self.settings.seed)
+            watch = Watch(self.detector, template, boxes, least_threshold(self.detector), self.settings.seed)
             at = [t for t, box in enumerate(boxes) if box is not None]
             seen = watch.look(self.inpainted[at], at, self.clock.watched(on_step))
             residue = updated(replace(self.nothing, boxes=boxes), at, seen)
@@ -231,6 +231,8 @@ class _Job:
     ) -> Tensor:
         """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
         weights = self.report.mode == "weights"
+        if self.settings.mode == "auto":
+            return grown
         if not weights:
             least = SUSPICIOUS_PAIR * (1 - watch.threshold)
             seen = watch.look(painted[changed], changed)

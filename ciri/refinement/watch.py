@@ -26,6 +26,8 @@ BATCH = 8
 JITTERED_VIEWS = 1
 #: Share of the target's box that may answer beside the mask of the annotated frame, and the largest threshold.
 FALSE_SHARE, HIGHEST_THRESHOLD = 0.01, 0.95
+#: No mask is moved by a response below this, however sure of itself a detector is.
+LEAST_THRESHOLD = 0.4
 #: How far in shares of the box, and how much larger or smaller.
 JITTER_SHIFT, JITTER_SCALE = 0.05, 0.06
 #: A target with a shorter side is too small: enlarging it to the detector's input enlarges the noise.
@@ -111,6 +113,11 @@ class Watch:
         return Box(x, y, width, height)
 
 
+def least_threshold(detector: ResidueDetector) -> float:
+    """The detector's threshold, but no faint one: what it hardly notices may be shown, but moves no mask."""
+    return max(detector.threshold, LEAST_THRESHOLD)
+
+
 def threshold_of(detector: ResidueDetector, residue: Residue, known: int, hidden: Tensor) -> float:
     """The response from which on something counts in this clip.
 
@@ -124,13 +131,13 @@ def threshold_of(detector: ResidueDetector, residue: Residue, known: int, hidden
         hidden: bool (1, H, W), what the fill hides there.
     """
     beside = residue.maps[known][~hidden]
-    box = residue.boxes[known]
+    box, least = residue.boxes[known], least_threshold(detector)
     if box is None or not len(beside):
-        return detector.threshold
+        return least
     # single pixels may answer by chance
     rank = max(1, round(FALSE_SHARE * box.width * box.height))
     false = float(beside.topk(min(rank, len(beside))).values[-1])
-    return max(detector.threshold, min(false, HIGHEST_THRESHOLD))
+    return max(least, min(false, HIGHEST_THRESHOLD))
 
 
 def _area(box: Box) -> int:

@@ -11,7 +11,7 @@ from ciri.refinement.looks import Looks
 from ciri.refinement.product import repaint, shown_under, spans
 from ciri.refinement.report import FrameReport, RefinementReport
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import in_batches, suspects, threshold_of
+from ciri.refinement.watch import LEAST_THRESHOLD, in_batches, suspects, threshold_of
 from ciri.residue.base import Box
 from ciri.residue.crops import target_box
 from ciri.residue.detect import Residue
@@ -199,6 +199,7 @@ def test_what_answers_beside_a_true_mask_raises_the_threshold():
     hidden[:, 16:46, 20:50] = True
     residue = Residue(maps, torch.zeros(2), [Box(20, 16, 30, 30)] * 2)
     detector = Oracle(Scene())
+    detector.threshold = 0.5
     maps[0, 0, 20:40, 25:45] = 0.99  # under the fill
     assert threshold_of(detector, residue, 0, hidden) == detector.threshold
     maps[0, 0, 50, 60:64] = 0.8  # four pixels are chance
@@ -206,3 +207,6 @@ def test_what_answers_beside_a_true_mask_raises_the_threshold():
     maps[0, 0, 50:55, 60:64] = 0.8
     assert threshold_of(detector, residue, 0, hidden) == pytest.approx(0.8)
     assert threshold_of(detector, residue, 1, hidden) == detector.threshold
+    # a faint response is shown, but moves no mask
+    detector.threshold = 0.1
+    assert threshold_of(detector, residue, 1, hidden) == LEAST_THRESHOLD

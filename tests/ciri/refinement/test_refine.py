@@ -28,10 +28,11 @@ def j_of(masks, true):
     return segmentation_score(masks, true).region
 
 
-def test_planted_residue_is_found_and_removed_and_the_rest_stays():
+@pytest.mark.parametrize("mode", ["auto", "mask"])
+def test_planted_residue_is_found_and_removed_and_the_rest_stays(mode):
     scene = Scene()
     masks = scene.cut()
-    result, given = run(scene, masks, Oracle(scene))
+    result, given = run(scene, masks, Oracle(scene), settings=settings(mode=mode))
     assert result.report.accepted == [2, 3]
     assert (result.after.scores[[2, 3]] < 0.2 * result.before.scores[[2, 3]]).all()
     before, after = j_of(masks, scene.true), j_of(result.masks, scene.true)
@@ -58,7 +59,8 @@ def test_never_accepted_with_a_worse_mask(seed):
     for offset in range(5):
         scene = Scene(100 * seed + offset)
         masks = scene.cut(at=(1, 3, 4), columns=3 + 3 * offset)
-        result, given = run(scene, masks, Oracle(scene))
+        mode = ("auto", "mask")[seed % 2]
+        result, given = run(scene, masks, Oracle(scene), settings=settings(mode=mode))
         fallen = j_of(masks, scene.true) - j_of(result.masks, scene.true)
         assert fallen.max() <= 0.01
         assert ((result.inpainted - scene.clean).square().mean() <= (given - scene.clean).square().mean() + 1e-8).all()
@@ -306,6 +308,6 @@ class Colours:
 def test_the_contextual_loss_takes_part_where_features_are_given():
     scene = Scene()
     masks = scene.cut(columns=14)
-    result, _ = run(scene, masks, Oracle(scene), features=Colours(), settings=settings(epochs=3))
+    result, _ = run(scene, masks, Oracle(scene), features=Colours(), settings=settings(epochs=3, mode="mask"))
     assert result.report.accepted == [2, 3]
     assert (j_of(result.masks, scene.true) >= j_of(masks, scene.true)).all()
