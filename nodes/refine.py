@@ -73,15 +73,16 @@ class RefinePropagator(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="auto: the recommended way. mask: moves the masks themselves. weights: tunes a copy of the "
-                    "propagator on the suspicious frames. paper: Eq. 8-10 as printed, without guards, for comparison.",
+                    tooltip="auto: masks grow over what was found, in the shape that the picture gives it. mask: then "
+                    "gradient descent moves them too. weights: tunes a copy of the propagator on the suspicious "
+                    "frames. paper: Eq. 8-10 as printed, without guards, for comparison.",
                 ),
                 io.Int.Input(
                     "epochs",
                     default=2,
                     min=0,
                     max=100,
-                    tooltip="How often each suspicious frame is visited. More is slower and seldom better.",
+                    tooltip="How often gradient descent visits each suspicious frame; auto does without it.",
                 ),
                 io.Float.Input(
                     "strength",
