@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("cases", type=Path)
     parser.add_argument("--detector", default="lite")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--threshold", type=float, default=0.8, help="of --detector untrained (default 0.8)")
+    parser.add_argument("--threshold", type=float, default=0.9, help="of --detector untrained (default 0.9)")
     parser.add_argument("--work", type=Path, help="keep the removals here")
     parser.add_argument("--pictures", type=Path, help="write a picture per case here")
     args = parser.parse_args()
@@ -136,6 +136,7 @@ def report(args: argparse.Namespace, detector: ResidueDetector) -> None:
     positive: list[float] = []
     clean_true: list[float] = []
     clean_wrong: list[float] = []
+    within: list[float] = []
     pixels: list[tuple[np.ndarray, np.ndarray]] = []
     print(f"{'case':28} {'frames':>7} {'mean r':>8} {'clean r':>8} {'AUC':>6}")
     for number, case in enumerate(sorted(p for p in args.cases.iterdir() if (p / "frames").is_dir())):
@@ -151,6 +152,7 @@ def report(args: argparse.Namespace, detector: ResidueDetector) -> None:
             judged = (one.sure > 0.5) & ((one.label >= 0.5) | (one.label < 0.1))
             pixels.append((one.residue.maps[judged][::7].numpy(), one.label[judged][::7].numpy()))
         auc = area_under_curve(np.array(here), np.array(none))
+        within.append(auc)
         mean = np.mean(here) if here else float("nan")
         print(f"{case.name:28} {len(here):7} {mean:8.3f} {np.mean(none):8.3f} {auc:6.3f}", flush=True)
         if args.pictures is not None:
@@ -162,6 +164,7 @@ def report(args: argparse.Namespace, detector: ResidueDetector) -> None:
     )
     print(f"frame-wise AUC: {area_under_curve(good, bad):.4f} against true masks")
     print(f"                {area_under_curve(good, np.concatenate([bad, other])):.4f} against all clean frames")
+    print(f"                {np.nanmean(within):.4f} mean of the cases")
     print(f"pixel average precision: {average_precision(response, truth >= 0.5):.4f}")
     print(f"over 0.03 target areas: {(good > 0.03).mean():.3f} of the former, {(bad > 0.03).mean():.3f} of the clean")
 

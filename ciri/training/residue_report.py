@@ -19,6 +19,8 @@ from ciri.training.residue_data import KINDS
 
 #: Share of the responses on clean removals that stay below the threshold.
 QUANTILE = 0.99
+#: The threshold is not lower than this, so that refinement does not work on what is hardly a response.
+LEAST_THRESHOLD = 0.2
 #: Label from which a cell counts as residue, and below which as none; between them it is not judged.
 IS_RESIDUE, IS_NONE = 0.5, 0.1
 #: From this score on, in target areas, a frame is suspected (refinement starts there).
@@ -52,7 +54,7 @@ def answers(bank: Bank, responder: Responder, batch: int = 32) -> Answers:
     found, truth, known = (_inside(np.concatenate(x)) for x in (response, label, sure))
     clean = found[bank.clean.numpy()]
     threshold = float(np.quantile(clean, QUANTILE)) if clean.size else 0.5
-    threshold = float(np.clip(threshold, 0.01, 0.99))
+    threshold = float(np.clip(threshold, LEAST_THRESHOLD, 0.99))
     # the search window is twice the box, so the box is a quarter of the whole map
     box = found.shape[1] * found.shape[2] / 4 * ((found.shape[1] + 2 * BORDER) / found.shape[1]) ** 2
     scores = np.maximum(found - threshold, 0).sum((1, 2)) / box

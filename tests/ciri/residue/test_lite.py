@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +11,8 @@ from ciri.checkpoints import write_safetensors
 from ciri.errors import CheckpointError, CiriError, MaskError
 from ciri.residue import registry
 from ciri.residue.base import Box, ResidueDetector
-from ciri.residue.lite import CROP, LiteDetector, ResidueNetwork, build_lite
+from ciri.residue.detect import detect_residue
+from ciri.residue.lite import CROP, SHIPPED, LiteDetector, ResidueNetwork, build_lite
 from ciri.training.residue import export
 
 SIZE = (72, 96)
@@ -93,3 +96,31 @@ def test_the_registry_says_what_it_knows() -> None:
         registry.build("siammask")
     with pytest.raises(CheckpointError):
         registry.build("lite", weights="nowhere.safetensors")
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the trained weights are not here")
+def test_the_shipped_weights_see_what_is_left_and_not_what_is_gone() -> None:
+    assert SHIPPED.stat().st_size < 20e6
+    detector = registry.build("lite")
+    rng = np.random.default_rng(5)
+
+    def surface(cell: int, low: tuple[int, ...], high: tuple[int, ...]) -> np.ndarray:
+        noise = rng.random((240 // cell + 1, 320 // cell + 1, 3)).astype(np.float32)
+        return cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC).clip(0, 1) * (np.array(high) - low) + low
+
+    scene = surface(40, (60, 90, 60), (120, 150, 110))
+    stripes = 0.5 + 0.5 * np.sin(np.arange(320) / 3)[None, :, None]
+    person = surface(12, (150, 30, 30), (230, 80, 60)) * (0.5 + 0.5 * stripes)
+    mask = np.zeros((240, 320), np.uint8)
+    cv2.ellipse(mask, (160, 120), (40, 70), 0, 0, 360, 1, -1)
+    half = mask.copy()
+    half[:130] = 0
+    frames = [np.where(m[..., None] > 0, person, scene) for m in (mask, 0 * mask, half)]
+    clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+    masks = torch.from_numpy(mask)[None, None].float().expand(3, -1, -1, -1)
+    found = detect_residue(clip, masks[0], clip[0], masks, detector)
+    whole, gone, left = found.scores.tolist()
+    assert gone < 0.02 < 0.1 < left < whole
+    inside = torch.from_numpy(half).bool()
+    response = found.maps[2, 0]
+    assert response[inside].mean() > 0.6 and response[~inside].mean() < 0.05
