@@ -30,7 +30,7 @@ from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace
 from ciri.training.propagator_weights import load_pretrained
 from ciri.training.residue_bank import Bank, Batch, respond
-from ciri.training.residue_data import Material, fill_folder, pool_files
+from ciri.training.residue_material import Material, fill_folder, pool_files
 from ciri.training.residue_report import answers, measure, trained, untrained, write_sheets
 from ciri.training.run import RunFolder, fit
 

@@ -17,15 +17,14 @@ from ciri.training.residue_bank import Bank, respond
 from ciri.training.residue_data import (
     CROP,
     LABEL,
-    Material,
     Pool,
-    fill_folder,
     incomplete_masks,
     removed_by_blending,
     removed_classically,
     residue_label,
     with_lookalike,
 )
+from ciri.training.residue_material import Material, fill_folder
 from ciri.training.residue_report import answers, area_under_curve, average_precision, measure, trained, untrained
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
