@@ -104,6 +104,12 @@ def grow_over_residue(
     return Growth(grown)
 
 
+def worth_asking(response: Tensor, threshold: float) -> Tensor:
+    """bool (1, H, W): the pixels whose looks can matter, in and around the faint responses (1, H, W)."""
+    faint = (response > FAINT * threshold)[0].numpy()
+    return torch.from_numpy(_near(faint))[None]
+
+
 def usual_area(masks: Tensor, annotated: Tensor) -> float:
     """What the target usually covers, in pixels: the median over the frames that show it, the annotated one included.
 

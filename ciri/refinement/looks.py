@@ -30,16 +30,18 @@ class Looks:
         self._scale = min(1.0, WORKING_SIZE / max(frame.shape[1:]))
         self._model = AppearanceModel(pixel_features(self._image(frame)), self._shrink(mask[0].numpy()))
 
-    def score(self, frame: Tensor, mask: Tensor) -> np.ndarray:
+    def score(self, frame: Tensor, mask: Tensor, region: Tensor) -> np.ndarray:
         """Return float32 (H, W): about +1 where a pixel looks like the target, -1 where it does not.
 
         Args:
             frame: float32 (3, H, W) in [0, 1].
             mask: float32 (1, H, W) in [0, 1], roughly where the target is; not empty.
+            region: bool (1, H, W), the pixels that are asked for; elsewhere -1.
         """
         small = self._shrink(mask[0].numpy())
+        asked = self._shrink(region[0].numpy().astype(np.float32)) > 0
         features = pixel_features(self._image(frame))
-        scores = self._model.score(features, placement(small), np.ones(small.shape, bool))
+        scores = self._model.score(features, placement(small), asked)
         height, width = int(frame.shape[1]), int(frame.shape[2])
         return scores if self._scale >= 1 else cv2.resize(scores, (width, height), interpolation=cv2.INTER_LINEAR)
 

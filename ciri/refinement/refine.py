@@ -218,7 +218,7 @@ class _Job:
                     self.masks[t],
                     before.maps[t],
                     growth.shown_by(self.masks[t : t + 1], self.settings.grow)[0],
-                    looks.score(self.frames[t], self.masks[t]),
+                    looks.score(self.frames[t], self.masks[t], growth.worth_asking(before.maps[t], watch.threshold)),
                     box,
                     threshold=watch.threshold,
                     most_area=self.most[t],

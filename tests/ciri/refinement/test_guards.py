@@ -25,7 +25,8 @@ def box_of(mask):
 
 
 def grow(scene, masks, response, t=2, most=1e9, threshold=0.3):
-    looks = Looks(scene.frames[0], scene.true[0]).score(scene.frames[t], masks[t])
+    everywhere = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
+    looks = Looks(scene.frames[0], scene.true[0]).score(scene.frames[t], masks[t], everywhere)
     hidden = growth.shown_by(masks[t : t + 1], 2)[0]
     return growth.grow_over_residue(
         scene.frames[t], masks[t], response, hidden, looks, box_of(scene.true[t]), threshold=threshold, most_area=most
