@@ -23,7 +23,8 @@ CORE_EROSION, CORE_LOSS = 3, 0.02
 #: An added part stays if what is left of its residue is at most this share.
 PART_REMAINS = 0.6
 #: A picture is taken if its score falls to this share, and by at least so much (in target areas, seen for certain).
-FALLS_TO, FALLS_BY = 0.85, 0.007
+#: True residue falls to a tenth; what fell to two thirds was the scene's (held-back composites).
+FALLS_TO, FALLS_BY = 0.5, 0.007
 #: A picture of an unchanged mask may score this much more than before.
 TOLERATED = 0.003
 
