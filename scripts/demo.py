@@ -23,7 +23,7 @@ from scripts import comfyui
 from scripts.comfy_client import Client, PromptRejected
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKFLOW = ROOT / "workflows" / "api" / "one_shot_removal.json"
+WORKFLOW = ROOT / "workflows" / "api" / "one_shot_ciri.json"
 EXAMPLE, CLEAN = ROOT / "assets" / "ciri_example.mp4", ROOT / "assets" / "ciri_example_clean.mp4"
 EXAMPLE_MASK = ROOT / "assets" / "ciri_example_frame0.png"
 OUTPUT = ROOT / "output"
