@@ -6,18 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.crop_track import CropTrack, follow_target, target_boxes
 from ciri.errors import MaskError
-from ciri.frames import (
-    CropTrack,
-    as_pair,
-    feather_alpha,
-    follow_boxes,
-    grow_mask,
-    pad_to_multiple,
-    paste_back,
-    target_boxes,
-    unpad,
-)
+from ciri.frames import as_pair, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.progress import OnStep, ignore
 
@@ -113,16 +104,16 @@ def choose_window(boxes: Tensor, size: tuple[int, int], facts: BackboneFacts) ->
     """The window that follows what is filled, as the backbone wants it, or the whole frame.
 
     Args:
-        boxes: int64 (T, 4), of :func:`ciri.frames.target_boxes`.
+        boxes: int64 (T, 4), of :func:`ciri.crop_track.target_boxes`.
         size: (H, W) of the frames.
         facts: of the backbone.
     """
     least, needs = facts.least_window, as_pair(facts.needs_divisible_by)
     if facts.fixed_size is None:
-        track = follow_boxes(boxes, size, multiple=(max(16, needs[0]), max(16, needs[1])), minimum=least)
+        track = follow_target(boxes, size, multiple=(max(16, needs[0]), max(16, needs[1])), minimum=least)
     else:
         aspect = facts.fixed_size[0] / facts.fixed_size[1]
-        track = follow_boxes(boxes, size, multiple=1, minimum=least, aspect=aspect)
+        track = follow_target(boxes, size, multiple=1, minimum=least, aspect=aspect)
     saved = track.size[0] * track.size[1] <= WORTHWHILE * size[0] * size[1]
     return track if saved else CropTrack(size, torch.zeros(len(boxes), 2, dtype=torch.int64))
 
