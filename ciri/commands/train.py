@@ -30,6 +30,11 @@ def _add_propagator(networks: Any) -> None:
     parser.add_argument("--batch", type=int, default=32, help="clips per step (default 32)")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate (default 5e-4)")
     parser.add_argument("--size", default="432x240", metavar="WxH", help="frame size (default 432x240)")
+    parser.add_argument(
+        "--window", default="256x176", metavar="WxH", help="size of what is trained on (default 256x176)"
+    )
+    parser.add_argument("--pool", type=int, default=400, help="clips held for reuse (default 400)")
+    parser.add_argument("--reuse", type=int, default=12, help="draws of a clip before the next is made (default 12)")
     parser.add_argument("--clip-frames", type=int, metavar="N", help="read at most so many frames of each clip")
     parser.add_argument("--look-every", type=int, default=500, help="steps between validations (default 500)")
     shared.add_device(parser)
@@ -54,6 +59,9 @@ def _train_propagator(args: argparse.Namespace) -> None:
         height=height,
         width=width,
         seed=args.seed,
+        window=parse_size(args.window, "256x176")[::-1],
+        pool=args.pool,
+        reuse=args.reuse,
         workers=args.workers,
         clip_frames=args.clip_frames,
         look_every=args.look_every,

@@ -9,7 +9,7 @@ Dimensions: T frames, k objects, H W the caller's pixels, h w the network's, gh 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +18,16 @@ from torch import Tensor, nn
 from ciri.errors import MaskError, OutOfMemoryError
 from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing
 from ciri.precision import choose_dtype, fingerprint, inference_copy
-from ciri.progress import OnStep, ignore
-from ciri.propagation.base import LOST_BELOW, MaskTrack
+from ciri.progress import OnStep, ignore, part
+from ciri.propagation.base import LOST_BELOW, MaskTrack, Propagator
 from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
 from ciri.propagation.confidence import find_cuts
 from ciri.propagation.network import MemoryNetwork
-from ciri.propagation.tracking import DirectedPass, MemoryPolicy, Prediction
+from ciri.propagation.tracking import DirectedPass, Hints, MemoryPolicy, Prediction
 from ciri.propagation.units import WorkUnits
+
+#: Share of the time that the guide takes, for the progress bar.
+GUIDE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class MemoryPropagator:
         directions: which ways to go from an annotated frame, of "forward" and "backward".
         cache_bytes: how much to keep of frame features between calls.
         batch: frames encoded at once; None: 1 on the CPU (more brings nothing there), 4 elsewhere.
+        guide: for a network that takes hints, the propagator that gives them; None: none are given.
 
     Attributes:
         before_run: called with the height and width that frames are worked on at, before a run; may free memory for it.
@@ -82,6 +86,7 @@ class MemoryPropagator:
         directions: Sequence[str] = ("forward", "backward"),
         cache_bytes: int = 256 << 20,
         batch: int | None = None,
+        guide: Propagator | None = None,
     ) -> None:
         self.network = network
         self.name = network.name
@@ -90,6 +95,7 @@ class MemoryPropagator:
         self.short_side = short_side
         self.directions = tuple(directions)
         self.batch = batch
+        self.guide = guide if network.takes_hints else None
         self.before_run: BeforeRun = nothing
         self.policy = MemoryPolicy(max(1, memory_every), include_last, memory_budget, crop_decoding, store_above)
         self._cache = FeatureCache(cache_bytes)
@@ -153,6 +159,11 @@ class MemoryPropagator:
     def _track(
         self, frames: Tensor, annotated: dict[int, dict[int, Tensor]], objects: int, on_step: OnStep
     ) -> ObjectTracks:
+        if self.guide is None:
+            hints = None
+        else:
+            hints = self.hints(frames, annotated, objects, on_step=part(on_step, 0, GUIDE_SHARE))
+            on_step = part(on_step, GUIDE_SHARE, 1)
         length, _, height, width = frames.shape
         geometry = Geometry(height, width, self.network.stride, self.short_side)
         self.before_run(*geometry.outer)
@@ -162,7 +173,7 @@ class MemoryPropagator:
         clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, units=units)
         blend = _Blend(length, objects, (height, width), frames.device, annotated)
         steps = [{"forward": 1, "backward": -1}[d] for d in self.directions]
-        passes = [DirectedPass(network, clip, annotated, step, self.policy, units) for step in steps]
+        passes = [DirectedPass(network, clip, annotated, step, self.policy, units, hints) for step in steps]
         # backward from the first frame there is nothing to do
         passes = [p for p in passes if p.length > 1]
         total, done = sum(p.length for p in passes), 0
@@ -172,6 +183,40 @@ class MemoryPropagator:
                 done += 1
                 on_step(done, total)
         return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend, annotated))
+
+    def hints(
+        self,
+        frames: Tensor,
+        annotated: Mapping[int, Mapping[int, Tensor]],
+        objects: int,
+        *,
+        on_step: OnStep = ignore,
+    ) -> Hints | None:
+        """What the guide makes of every object, for the decoder; None without a guide.
+
+        Args:
+            frames: float32 (T, 3, H, W).
+            annotated: frame -> object -> mask (1, H, W).
+            objects: how many there are.
+            on_step: progress callback; may raise to stop.
+        """
+        if self.guide is None:
+            return None
+        length, _, height, width = frames.shape
+        probs = torch.zeros(length, objects, height, width, dtype=torch.uint8)
+        certainty = torch.zeros(length, objects)
+        for o in range(objects):
+            # a frame that shows nothing of the object, or nothing but it, gives the guide nothing to follow
+            shown = [t for t in sorted(annotated) if o in annotated[t]]
+            keys = [t for t in shown if annotated[t][o].min() <= 0.5 < annotated[t][o].max()]
+            if not keys:
+                continue
+            masks = torch.stack([annotated[t][o] for t in keys])
+            share = part(on_step, o / objects, (o + 1) / objects)
+            track = self.guide.propagate(frames, masks, keys, on_step=share)
+            probs[:, o] = (track.probs[:, 0] * 255).round().byte().cpu()
+            certainty[:, o] = track.confidence.cpu()
+        return Hints(probs, certainty)
 
     def _ready(self) -> tuple[MemoryNetwork, object, torch.device]:
         """The network as it runs (device, type), a name for its weights, and the device."""

@@ -6,6 +6,10 @@ per image cell, a value per remembered cell, a top-k read, a decoder. The parts 
 encoder sees only the mask and borrows those features. Every remembered cell also carries a summary of the whole
 target, so that the decoder can ask "is this the same thing?" where the cell's own surroundings do not tell.
 
+The decoder starts from a hint, the mask that the classical propagator carried to the frame, and corrects it: untrained,
+the network answers with the hint. Flow follows small steps well and forgets what the target was; memory is the other
+way round. Without a hint (the target was lost, or hints are switched off) memory answers alone.
+
 There is no batch normalisation: the pretrained one is folded to a scale and a shift per channel, the rest does
 without. So one clip trains and refines exactly as a batch does.
 
@@ -24,6 +28,7 @@ from torch import Tensor, nn
 from ciri.checkpoints import identify, load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.propagation.engine import MemoryPropagator
+from ciri.propagation.flow import FlowPropagator
 from ciri.propagation.network import FrameFeatures
 
 #: What the header of the weight file calls this network.
@@ -51,6 +56,8 @@ TAP_SCALES = (0.1, 0.1, 0.15, 0.3, 0.6)
 
 KEY, TRUNK, LOCAL, SUMMARY = 64, 192, 192, 64
 VALUE = LOCAL + SUMMARY
+#: Hints are never taken to be surer than this.
+HINT_RANGE = (0.03, 0.97)
 
 
 class ScaledConv(nn.Module):
@@ -175,32 +182,55 @@ class ValueEncoder(nn.Module):
         return torch.cat([local, summary], 1)
 
 
-class Decoder(nn.Module):
-    """From what memory answered to a logit per pixel, with skips at 1/16, 1/8, 1/4 and 1/2."""
+class HintEncoder(nn.Module):
+    """The hint (k, 2, h, w) at 1/2, 1/4, 1/8 and 1/16: 16, 32, 64 and 64 channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.compress = ResidualBlock(VALUE + TRUNK, 192)
+        self.at2 = nn.Conv2d(8, 16, 3, padding=1)
+        self.at4 = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.at8 = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.at16 = nn.Conv2d(64, 64, 3, stride=2, padding=1)
+
+    def forward(self, hints: Tensor) -> list[Tensor]:
+        maps = [F.relu(self.at2(F.pixel_unshuffle(hints, 2)))]
+        for layer in (self.at4, self.at8, self.at16):
+            maps.append(F.relu(layer(maps[-1])))
+        return maps
+
+
+class Decoder(nn.Module):
+    """From what memory answered and the hint to a logit per pixel, with skips at 1/16, 1/8, 1/4 and 1/2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hints = HintEncoder()
+        self.compress = ResidualBlock(VALUE + TRUNK + 64, 192)
+        self.hint8, self.hint4, self.hint2 = nn.Conv2d(64, 192, 1), nn.Conv2d(32, 96, 1), nn.Conv2d(16, 16, 1)
         self.skip8, self.out8 = nn.Conv2d(C8, 192, 1), ResidualBlock(192, 96)
         self.skip4, self.out4 = nn.Conv2d(C4, 96, 1), ResidualBlock(96, 48)
         self.narrow, self.skip2 = nn.Conv2d(48, 16, 1), nn.Conv2d(C2, 16, 1)
         self.out2 = nn.Conv2d(16, 16, 3, padding=1)
         self.predict4 = nn.Conv2d(48, 1, 3, padding=1)
         self.predict2 = nn.Conv2d(16, 1, 3, padding=1)
+        _zero(self.predict4)
         _zero(self.predict2)
 
-    def forward(self, readout: Tensor, features: FrameFeatures) -> Tensor:
+    def forward(self, readout: Tensor, features: FrameFeatures, hints: Tensor) -> Tensor:
         trunk, f8, f4, f2 = features.maps
         k = len(readout) // len(trunk)
-        x = self.compress(torch.cat([readout, _per_object(trunk, k)], 1))
-        x = self.out8(_double(x) + _per_object(self.skip8(f8), k))
-        x = self.out4(_double(x) + _per_object(self.skip4(f4), k))
+        hint2, hint4, hint8, hint16 = self.hints(hints.to(trunk.dtype))
+        x = self.compress(torch.cat([readout, _per_object(trunk, k), hint16], 1))
+        x = self.out8(_double(x) + _per_object(self.skip8(f8), k) + self.hint8(hint8))
+        x = self.out4(_double(x) + _per_object(self.skip4(f4), k) + self.hint4(hint4))
         coarse = self.predict4(F.relu(x))
         # at 1/2 only a correction of the boundary is learnt: these layers are thin because the map is large
-        fine = F.relu(_double(self.narrow(F.relu(x))) + _per_object(self.skip2(f2), k))
+        fine = F.relu(_double(self.narrow(F.relu(x))) + _per_object(self.skip2(f2), k) + self.hint2(hint2))
         fine = self.predict2(F.relu(self.out2(fine)))
         logits = _double(coarse).float() + fine.float()
-        return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        correction = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        # half of the hint's log odds: soft aggregation of a single object doubles them again
+        return correction + 0.5 * torch.logit(hints[:, :1].float().clamp(*HINT_RANGE))
 
 
 class LiteNetwork(nn.Module):
@@ -216,6 +246,7 @@ class LiteNetwork(nn.Module):
     stride = 16
     top_k: int | None = 20
     decode_margin: int | None = 5
+    takes_hints = True
     key_channels = KEY
     value_channels = VALUE
 
@@ -257,9 +288,16 @@ class LiteNetwork(nn.Module):
         value: Tensor = self.value_encoder(masks, features)
         return value
 
-    def decode(self, readout: Tensor, features: FrameFeatures) -> Tensor:
-        """Turn (k, 256, h/16, w/16) and the features of one frame (or of k) into logits (k, 1, h, w), float32."""
-        logits: Tensor = self.decoder(readout, features)
+    def decode(self, readout: Tensor, features: FrameFeatures, hints: Tensor | None = None) -> Tensor:
+        """Turn (k, 256, h/16, w/16) and the features of one frame (or of k) into logits (k, 1, h, w), float32.
+
+        Hints are (k, 2, h, w): probability and certainty. None is the same as all 0, which is what a target that was
+        lost looks like.
+        """
+        if hints is None:
+            h, w = (16 * side for side in readout.shape[-2:])
+            hints = readout.new_zeros(len(readout), 2, h, w, dtype=torch.float32)
+        logits: Tensor = self.decoder(readout, features, hints)
         return logits
 
     def parameters_to_refine(self) -> list[nn.Parameter]:
@@ -295,7 +333,7 @@ def build_lite(weights: str | Path | None = None, **options: Any) -> MemoryPropa
     Raises:
         CheckpointError: see :func:`load_lite`.
     """
-    return MemoryPropagator(load_lite(weights or SHIPPED), **options)
+    return MemoryPropagator(load_lite(weights or SHIPPED), guide=FlowPropagator(), **options)
 
 
 def _per_object(x: Tensor, k: int) -> Tensor:

@@ -56,12 +56,14 @@ class MemoryNetwork(Protocol):
         top_k: how many stored positions answer a query position; None: all.
         decode_margin: how many cells around a crop make the crop's inside decode as the whole frame does; None where
             the decoder looks at the whole frame and cannot be given a part of it.
+        takes_hints: whether the decoder is told, frame by frame, what another propagator makes of the target.
     """
 
     name: str
     stride: int
     top_k: int | None
     decode_margin: int | None
+    takes_hints: bool
 
     def encode_key(self, frames: Tensor) -> FrameFeatures:
         """Encode (b, 3, h, w) frames."""
@@ -74,8 +76,15 @@ class MemoryNetwork(Protocol):
         """
         ...
 
-    def decode(self, readout: Tensor, features: FrameFeatures) -> Tensor:
-        """Turn what memory answered, (k, value channels, h/stride, w/stride), into logits (k, 1, h, w)."""
+    def decode(self, readout: Tensor, features: FrameFeatures, hints: Tensor | None = None) -> Tensor:
+        """Turn what memory answered, (k, value channels, h/stride, w/stride), into logits (k, 1, h, w).
+
+        Args:
+            readout: see above.
+            features: of the frame.
+            hints: (k, 2, h, w), where the network takes them: the probability that another propagator gives each
+                pixel, and how sure it is of the frame. None: there are none.
+        """
         ...
 
     def parameters_to_refine(self) -> list[torch.nn.Parameter]:

@@ -35,6 +35,7 @@ class STCN(nn.Module):
     stride = 16
     #: A change in one cell reaches 74 pixels beyond it.
     decode_margin: int | None = 5
+    takes_hints = False
     #: Runs for stored frames only; see :func:`ciri.precision.inference_copy`.
     seldom_used = ("value_encoder",)
 
@@ -69,8 +70,9 @@ class STCN(nn.Module):
         value: Tensor = self.value_encoder(torch.cat([frames, masks], 1), features.maps[0].expand(k, -1, -1, -1))
         return value
 
-    def decode(self, readout: Tensor, features: FrameFeatures) -> Tensor:
-        """(k, 512, h/16, w/16), features of the frame -> logits, float32 (k, 1, h, w)."""
+    def decode(self, readout: Tensor, features: FrameFeatures, hints: Tensor | None = None) -> Tensor:
+        """(k, 512, h/16, w/16), features of the frame -> logits, float32 (k, 1, h, w). Hints are not looked at."""
+        del hints
         f16, f8, f4 = features.maps
         # Here, not in encode_key: a crop then needs only its own part of it, and refinement may tune it (paper 3.3).
         thin = self.key_comp(f16).expand(len(readout), -1, -1, -1)

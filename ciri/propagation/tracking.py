@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.propagation.clip import EncodedClip
+from ciri.propagation.clip import EncodedClip, Geometry
 from ciri.propagation.confidence import mask_confidence
 from ciri.propagation.memory import Memory, to_map, to_rows
 from ciri.propagation.network import FrameFeatures, MemoryNetwork
@@ -21,6 +21,9 @@ from ciri.propagation.units import WorkUnits
 
 #: Cells whose expected share of target is below this are not decoded.
 PRIOR_THRESHOLD = 0.02
+
+#: The same for a cell's surest pixel of the hint.
+HINT_THRESHOLD = 0.3
 
 #: A part of the frame is decoded if it saves at least this share of the cells.
 WORTH_CROPPING = 0.2
@@ -73,6 +76,27 @@ def aggregate(probs: Tensor) -> Tensor:
     return odds[1:] / odds.sum(0, keepdim=True)
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What another propagator makes of the clip, for networks whose decoder takes it.
+
+    Attributes:
+        probs: uint8 (T, k, H, W), the probability of each object, 255 = 1.
+        certainty: float32 (T, k) in [0, 1], its confidence.
+    """
+
+    probs: Tensor
+    certainty: Tensor
+
+    def at(self, t: int, objects: Sequence[int], geometry: Geometry, device: torch.device) -> Tensor:
+        """Hints of one frame for some objects, float32 (k, 2, h, w)."""
+        chosen = list(objects)
+        masks = geometry.masks_in(self.probs[t, chosen][:, None].to(device).float() / 255)
+        sure = self.certainty[t, chosen].to(device).view(-1, 1, 1, 1).expand_as(masks)
+        # a lost target has no hint at all
+        return torch.cat([masks * (sure > 0), sure], 1)
+
+
 @dataclass
 class _Cohort:
     """Objects that were first annotated on the same frame: they share what is remembered."""
@@ -91,6 +115,7 @@ class DirectedPass:
         step: 1 forward in time, -1 backward.
         policy: what to remember.
         units: how much to work on at a time.
+        hints: what the network's decoder is told besides, if it takes hints.
     """
 
     def __init__(
@@ -101,9 +126,10 @@ class DirectedPass:
         step: int,
         policy: MemoryPolicy,
         units: WorkUnits,
+        hints: Hints | None = None,
     ) -> None:
         self.network, self.clip, self.annotated, self.policy = network, clip, annotated, policy
-        self._units = units
+        self._units, self._hints = units, hints
         first = min(annotated) if step > 0 else max(annotated)
         self._order = list(range(first, len(clip.frames)) if step > 0 else range(first, -1, -1))
         self._cohorts: list[_Cohort] = []
@@ -232,7 +258,10 @@ class DirectedPass:
             readouts.append(to_map(cohort.memory.gather(attention), *grid))
             shares.append(to_map(cohort.memory.gather_masks(attention), *grid))
             explained.append(attention.explained.view(1, 1, *grid).expand(len(cohort.objects), -1, -1, -1))
-        probs = aggregate(self._decode(torch.cat(readouts), torch.cat(shares), features))
+        hints = None
+        if self._hints is not None:
+            hints = self._hints.at(t, self._objects(), self.clip.geometry, self.clip.device)
+        probs = aggregate(self._decode(torch.cat(readouts), torch.cat(shares), features, hints))
         confidence = mask_confidence(probs, torch.cat(explained))
         if self.policy.store_above is not None:
             # a target that no pixel shows is not shown faintly either
@@ -240,24 +269,29 @@ class DirectedPass:
         objects = self._objects()
         return Prediction(t, objects, probs, confidence, self._distances(t, objects))
 
-    def _decode(self, readout: Tensor, shares: Tensor, features: FrameFeatures) -> Tensor:
+    def _decode(self, readout: Tensor, shares: Tensor, features: FrameFeatures, hints: Tensor | None) -> Tensor:
         """Return (k, 1, h, w), each object's own probability, before aggregation."""
         grid = (int(readout.shape[-2]), int(readout.shape[-1]))
         margin = self.network.decode_margin
         if not self.policy.crop_decoding or margin is None:
-            return self._logits(readout, features).sigmoid()
+            return self._logits(readout, features, hints).sigmoid()
         stride = self.network.stride
         probs = readout.new_zeros(len(readout), 1, grid[0] * stride, grid[1] * stride, dtype=torch.float32)
-        inside = _box((shares > PRIOR_THRESHOLD).flatten(0, 1).any(0))
+        likely = (shares > PRIOR_THRESHOLD).flatten(0, 1).any(0)
+        if hints is not None:
+            likely |= (F.max_pool2d(hints[:, :1], stride) > HINT_THRESHOLD).flatten(0, 1).any(0)
+        inside = _box(likely)
         if inside is None:
             return probs
-        # decoded exactly where memory sees target; one more cell is shown, and a little less exact
+        # decoded exactly where memory or the hint sees target; one more cell is shown, and a little less exact
         around = _grow(inside, max(margin, 1), grid)
         inside = _grow(inside, 1, grid)
         if (around[2] - around[0]) * (around[3] - around[1]) > (1 - WORTH_CROPPING) * grid[0] * grid[1]:
-            return self._logits(readout, features).sigmoid()
+            return self._logits(readout, features, hints).sigmoid()
         top, left, bottom, right = around
-        logits = self._logits(readout[..., top:bottom, left:right], features.crop(*around))
+        if hints is not None:
+            hints = hints[..., stride * top : stride * bottom, stride * left : stride * right]
+        logits = self._logits(readout[..., top:bottom, left:right], features.crop(*around), hints)
         rows = slice(stride * inside[0], stride * inside[2])
         columns = slice(stride * inside[1], stride * inside[3])
         probs[..., rows, columns] = logits[
@@ -267,9 +301,11 @@ class DirectedPass:
         ].sigmoid()
         return probs
 
-    def _logits(self, readout: Tensor, features: FrameFeatures) -> Tensor:
+    def _logits(self, readout: Tensor, features: FrameFeatures, hints: Tensor | None) -> Tensor:
         """Decode some objects at a time."""
-        return torch.cat([self.network.decode(part, features) for part in readout.split(self._units.objects)])
+        parts = readout.split(self._units.objects)
+        told = [None] * len(parts) if hints is None else hints.split(self._units.objects)
+        return torch.cat([self.network.decode(part, features, hint) for part, hint in zip(parts, told, strict=True)])
 
 
 Box = tuple[int, int, int, int]

@@ -37,11 +37,13 @@ class DecoderInputs:
     Attributes:
         readout: frame number -> (1, value channels, h/16, w/16), what memory answered.
         features: frame number -> the frame's features.
+        hints: frame number -> (1, 2, h, w), for networks that take hints.
         geometry: how the network's pixels map to the clip's.
     """
 
     readout: dict[int, Tensor]
     features: dict[int, FrameFeatures]
+    hints: dict[int, Tensor]
     geometry: Geometry
 
     def logits(self, network: MemoryNetwork, at: Sequence[int]) -> Tensor:
@@ -51,7 +53,8 @@ class DecoderInputs:
             torch.cat([f.key for f in features]),
             tuple(torch.cat(maps) for maps in zip(*(f.maps for f in features), strict=True)),
         )
-        logits = network.decode(torch.cat([self.readout[t] for t in at]), together)
+        hints = torch.cat([self.hints[t] for t in at]) if self.hints else None
+        logits = network.decode(torch.cat([self.readout[t] for t in at]), together, hints)
         return self.geometry.masks_out(logits).cpu()
 
 
@@ -104,27 +107,29 @@ def record(propagator: MemoryPropagator, clip: Annotated, wanted: Sequence[int])
     )
     # whole frames: a crop's position depends on masks
     policy = replace(propagator.policy, crop_decoding=False)
-    readout: dict[int, Tensor] = {}
-    features: dict[int, FrameFeatures] = {}
+    annotated = {clip.index: {0: clip.mask}}
+    hints = propagator.hints(clip.frames, annotated, 1)
+    kept = DecoderInputs({}, {}, {}, geometry)
     for step in (1, -1):
-        one = _RecordingPass(propagator.network, encoded, {clip.index: {0: clip.mask}}, step, policy, units)
-        one.wanted, one.readout, one.kept = set(wanted), readout, features
+        one = _RecordingPass(propagator.network, encoded, annotated, step, policy, units, hints)
+        one.wanted, one.kept = set(wanted), kept
         for _ in one.run():
             pass
-    return DecoderInputs(readout, features, geometry)
+    return kept
 
 
 class _RecordingPass(DirectedPass):
     wanted: set[int]
-    readout: dict[int, Tensor]
-    kept: dict[int, FrameFeatures]
+    kept: DecoderInputs
     _now: int
 
     def _predict(self, t: int, features: FrameFeatures) -> Prediction:
         self._now = t
         return super()._predict(t, features)
 
-    def _decode(self, readout: Tensor, shares: Tensor, features: FrameFeatures) -> Tensor:
+    def _decode(self, readout: Tensor, shares: Tensor, features: FrameFeatures, hints: Tensor | None) -> Tensor:
         if self._now in self.wanted:
-            self.readout[self._now], self.kept[self._now] = readout.detach(), features
-        return super()._decode(readout, shares, features)
+            self.kept.readout[self._now], self.kept.features[self._now] = readout.detach(), features
+            if hints is not None:
+                self.kept.hints[self._now] = hints
+        return super()._decode(readout, shares, features, hints)

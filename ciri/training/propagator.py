@@ -1,7 +1,8 @@
 """Training of the shipped propagator: ``python -m ciri train propagator``.
 
-Three stages in one schedule: deformed stills (3 frames), real clips with composites and annotated objects (5),
-then longer clips (8) in which the network lives with its own mistakes. All material is synthesised on the device.
+What is learnt is to correct the masks that the classical propagator carries through clips, from a memory of where the
+target was. Three stages in one schedule: windows of 3, 4 and 6 frames, in which the network lives with its own
+mistakes. Clips are composites and annotated objects, synthesised on the device and kept for a while.
 
 Dimensions: b clips, t frames, h w pixels, q positions of one frame, n stored positions.
 """
@@ -25,10 +26,10 @@ from ciri.training.film import Dice
 from ciri.training.located import read_placements, together
 from ciri.training.propagator_clips import roughen, segmentation_loss, unroll
 from ciri.training.propagator_data import Bank, load_bank
+from ciri.training.propagator_pool import HintedPool
 from ciri.training.propagator_report import Examiner, card, export
 from ciri.training.propagator_weights import Average, faster_layout, load_exported, load_pretrained
 from ciri.training.run import RunFolder, fit
-from ciri.training.synth_vos import CLIPS, LONG, STILLS, Recipe, synthesise
 
 #: The pretrained encoder moves more slowly than what starts from nothing.
 ENCODER_RATE = 0.25
@@ -42,16 +43,16 @@ class Stage:
 
     Attributes:
         until: progress at which it ends.
-        recipe: how its clips are made.
+        frames: of the windows.
         batch: clips per step, as a share of ``Settings.batch``.
     """
 
     until: float
-    recipe: Recipe
+    frames: int
     batch: float
 
 
-SCHEDULE = (Stage(0.22, STILLS, 1.6), Stage(0.6, CLIPS, 1.0), Stage(1.0, LONG, 0.65))
+SCHEDULE = (Stage(0.4, 3, 1.35), Stage(0.75, 4, 1.0), Stage(1.0, 6, 0.65))
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ class Settings:
         batch: clips per step in the second stage.
         rate: learning rate of the parts that start from nothing.
         height, width: frame size; divisible by 16.
+        window: height and width of the windows that are trained on; divisible by 16, at most the frame size.
         seed: of weights, synthesis and split.
-        workers: decoding threads.
+        workers: threads that decode and make clips; 0: everything in turn, reproducible.
+        pool: clips held for reuse.
+        reuse: draws of a clip before the next one is made.
         clip_frames: read at most so many frames per clip.
         look_every: steps between validations.
     """
@@ -88,8 +92,11 @@ class Settings:
     rate: float = 5e-4
     height: int = 240
     width: int = 432
+    window: tuple[int, int] = (176, 256)
     seed: int = 1
     workers: int = 16
+    pool: int = 400
+    reuse: int = 12
     clip_frames: int | None = None
     look_every: int = 500
 
@@ -105,8 +112,9 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     Raises:
         TrainingError: no data, no such device, a folder of another run, a loss that is not a number.
     """
-    if settings.height % 16 or settings.width % 16:
-        raise TrainingError(f"Frames of {settings.width}x{settings.height}: both sides have to be divisible by 16.")
+    for what, height, width in (("Frames", settings.height, settings.width), ("Windows", *settings.window)):
+        if height % 16 or width % 16:
+            raise TrainingError(f"{what} of {width}x{height}: both sides have to be divisible by 16.")
     device = _device(settings.device)
     torch.manual_seed(settings.seed)
     run = RunFolder(
@@ -133,7 +141,18 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     average = Average(network)
     optimiser = _optimiser(network, settings.rate)
     say(f"The network runs {'channels last' if layout == torch.channels_last else 'channels first'}.")
-    trainer = Trainer(network, average, optimiser, training, settings, layout)
+    start = max(run.saved_steps(), default=0)
+    # numbers far apart, so that a continued run does not see the first clips again
+    pool = HintedPool(
+        training,
+        seed=settings.seed,
+        start=start * 100,
+        capacity=settings.pool,
+        reuse=settings.reuse,
+        workers=settings.workers,
+    )
+    pool.fill(4 * settings.batch)
+    trainer = Trainer(network, average, optimiser, pool, settings, layout)
     examiner = Examiner(held, run.samples, seed=settings.seed)
 
     def look(step: int) -> Mapping[str, float]:
@@ -145,18 +164,21 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         return values
 
     spent = (time.monotonic() - began) / 60  # decoding is part of the minutes that were asked for
-    done = fit(
-        run,
-        {"network": network, "average": average, "optimiser": optimiser},
-        trainer.step,
-        steps=settings.steps,
-        minutes=None if settings.minutes is None else max(0.05, settings.minutes - spent),
-        plan_minutes=settings.plan_minutes,
-        look_every=settings.look_every,
-        look=look,
-        device=device,
-        on_step=on_step,
-    )
+    try:
+        done = fit(
+            run,
+            {"network": network, "average": average, "optimiser": optimiser},
+            trainer.step,
+            steps=settings.steps,
+            minutes=None if settings.minutes is None else max(0.05, settings.minutes - spent),
+            plan_minutes=settings.plan_minutes,
+            look_every=settings.look_every,
+            look=look,
+            device=device,
+            on_step=on_step,
+        )
+    finally:
+        pool.close()
     for note in run.notes:
         say(note)
     say(f"{done} steps done, {trainer.seconds_per_step():.3f} s per step at the end; the weights are in {run.path}.")
@@ -171,14 +193,14 @@ class Trainer:
         network: LiteNetwork,
         average: Average,
         optimiser: torch.optim.Optimizer,
-        bank: Bank,
+        pool: HintedPool,
         settings: Settings,
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.layout = layout
         self.network, self.average, self.optimiser = network, average, optimiser
-        self.bank, self.settings = bank, settings
-        self.device = bank.frames.device
+        self.pool, self.settings = pool, settings
+        self.device = pool.bank.frames.device
         self._rates = [group["lr"] for group in optimiser.param_groups]
         self._times: list[float] = []
 
@@ -187,7 +209,9 @@ class Trainer:
         stage = next(s for s in SCHEDULE if progress <= s.until)
         dice = Dice(self.settings.seed * 1_000_003 + done, self.device)
         batch = max(2, round(self.settings.batch * stage.batch))
-        sample = synthesise(self.bank, stage.recipe, batch, dice)
+        height, width = self.settings.height, self.settings.width
+        window = (min(self.settings.window[0], height), min(self.settings.window[1], width))
+        sample, hints = self.pool.draw(batch, stage.frames, window, dice)
         pace = learning_pace(done, progress)
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * pace
@@ -197,6 +221,7 @@ class Trainer:
                 self.network,
                 sample.frames,
                 roughen(sample.masks[:, 0], dice),
+                hints,
                 every=1 + dice.below(3),
                 keep_last=dice.chance(0.6),
                 layout=self.layout,
@@ -209,7 +234,8 @@ class Trainer:
         self.optimiser.step()
         self.average.update(self.network)
         self._times = [*self._times[-50:], time.monotonic()]
-        return {**losses, "gradient norm": norm, "rate": pace * self._rates[-1], "frames per clip": stage.recipe.frames}
+        made = {"frames per clip": stage.frames, "clips made": float(self.pool.made)}
+        return {**losses, "gradient norm": norm, "rate": pace * self._rates[-1], **made}
 
     def seconds_per_step(self) -> float:
         """Mean of the last steps."""

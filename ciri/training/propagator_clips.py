@@ -23,6 +23,7 @@ def unroll(
     network: LiteNetwork,
     frames: Tensor,
     first: Tensor,
+    hints: Tensor | None = None,
     *,
     every: int,
     keep_last: bool,
@@ -36,6 +37,7 @@ def unroll(
         network: what is trained.
         frames: (b, t, 3, h, w).
         first: (b, 1, h, w), masks of the first frames.
+        hints: (b, t, 2, h, w), as the decoder takes them; None: none.
         every: each so-manyth frame stays in memory, the first included.
         keep_last: whether the frame before is in memory as well.
         layout: memory format of the frames, the network's own.
@@ -50,7 +52,8 @@ def unroll(
         now = features[at * b : (at + 1) * b]
         if at > 0:
             readout = read_batch(torch.cat(keys, 2), torch.cat(values, 2), now.key.flatten(2), network.top_k)
-            logits.append(network.decode(readout.unflatten(2, now.key.shape[-2:]), now))
+            told = None if hints is None else hints[:, at]
+            logits.append(network.decode(readout.unflatten(2, now.key.shape[-2:]), now, told))
             # with one object, the soft aggregation of the engine is a sigmoid of twice the logit
             mask = torch.sigmoid(2 * logits[-1])
         permanent = at % every == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ciri.checkpoints import write_safetensors
+from ciri.propagation.flow import FlowPropagator
 from ciri.propagation.lite import ARCHITECTURE, LiteNetwork
 from ciri.training.film import Dice
 from ciri.training.propagator_clips import unroll
 from ciri.training.propagator_data import Bank
-from ciri.training.synth_vos import CLIPS, LONG, Recipe, Sample, synthesise
+from ciri.training.propagator_pool import COMPOSITES, LENGTH, hinted_clip, stack
+from ciri.training.synth_vos import Recipe, Sample
 
-#: Clips of each kind, and their length.
-CLIPS_OF_A_KIND, LENGTH = 24, 10
+#: Clips of each kind.
+CLIPS_OF_A_KIND = 12
 
 
 class Examiner:
@@ -37,38 +40,58 @@ class Examiner:
         self, held: Bank, folder: Path, *, seed: int, count: int = CLIPS_OF_A_KIND, length: int = LENGTH
     ) -> None:
         self.folder = folder
-        kinds: dict[str, Recipe] = {"pasted": replace(LONG, frames=length, annotated=0.0)}
-        if any(len(index) > 1 for index, _ in held.tracks):
-            kinds["annotated"] = replace(CLIPS, frames=length, annotated=1.0, moving=1.0, crowd=0.15)
-        self.batches = {
-            name: [
-                synthesise(held, recipe, 8, Dice(seed + 7919 * i, held.frames.device)) for i in range(-(-count // 8))
-            ]
-            for name, recipe in kinds.items()
-        }
+        kinds: dict[str, Recipe] = {"pasted": replace(COMPOSITES, frames=length, annotated=0.0)}
+        if any(len(index) > 2 for index, _ in held.tracks):
+            kinds["annotated"] = replace(COMPOSITES, frames=length, annotated=1.0)
+        self.batches = {name: list(self._batches(held, recipe, seed, count)) for name, recipe in kinds.items()}
+
+    @staticmethod
+    def _batches(held: Bank, recipe: Recipe, seed: int, count: int) -> Iterator[tuple[Sample, Tensor]]:
+        """Clips of one length together, a few at a time."""
+        propagator, clips = FlowPropagator(), []
+        for number in range(4 * count):
+            clip = hinted_clip(held, Dice(seed + 7919 * number, held.frames.device), propagator, recipe=recipe)
+            clips += [clip] if clip is not None else []
+            if len(clips) == count:
+                break
+        clips.sort(key=lambda clip: len(clip.frames))
+        for length, group in itertools.groupby(clips, key=lambda clip: len(clip.frames)):
+            several = list(group)
+            for first in range(0, len(several), 4):
+                yield stack(several[first : first + 4], length)
 
     def look(self, network: LiteNetwork, step: int) -> dict[str, float]:
         """Return the mean overlap (Jaccard index, frames after the first) per kind; write a sample sheet."""
         values = {}
         for name, batches in self.batches.items():
-            scores = []
-            for number, sample in enumerate(batches):
-                probs = propagate(network, sample)
-                scores.append(jaccard(probs > 0.5, sample.masks[:, 1:] > 0.5)[sample.usable].flatten())
+            scores, hinted, alone = [], [], []
+            for number, (sample, hints) in enumerate(batches):
+                truth = sample.masks[:, 1:] > 0.5
+
+                def score(masks: Tensor, truth: Tensor = truth, usable: Tensor = sample.usable) -> Tensor:
+                    return jaccard(masks > 0.5, truth)[usable].flatten()
+
+                probs = propagate(network, sample, hints)
+                scores.append(score(probs))
+                hinted.append(score(hints[:, 1:, :1]))
+                alone.append(score(propagate(network, sample, None)))
                 if number == 0:
                     write_sheet(sample, probs, self.folder / f"{name}_{step:06d}.jpg")
             values[f"J {name}"] = float(torch.cat(scores).mean())
+            values[f"J {name}, hints"] = float(torch.cat(hinted).mean())
+            values[f"J {name}, without hints"] = float(torch.cat(alone).mean())
         return values
 
 
-def propagate(network: LiteNetwork, sample: Sample) -> Tensor:
+def propagate(network: LiteNetwork, sample: Sample, hints: Tensor | None) -> Tensor:
     """Probabilities (b, t - 1, 1, h, w) with the memory policy of use: every 5th frame and the last one."""
     before = network.training
     network.eval()
     try:
         device = sample.frames.device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            return torch.sigmoid(2 * unroll(network, sample.frames, sample.masks[:, 0], every=5, keep_last=True))
+            logits = unroll(network, sample.frames, sample.masks[:, 0], hints, every=5, keep_last=True)
+            return torch.sigmoid(2 * logits)
     finally:
         network.train(before)
 

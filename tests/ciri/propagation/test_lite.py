@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError
-from ciri.propagation.engine import MemoryPropagator
+from ciri.propagation.base import MaskTrack
+from ciri.propagation.engine import Annotation, MemoryPropagator
 from ciri.propagation.lite import ARCHITECTURE, LITE0_BLOCKS, LiteNetwork, ScaledConv, load_lite
 from ciri.propagation.network import FrameFeatures
+from ciri.propagation.tracking import aggregate
 from ciri.training.propagator_report import export
 
 
@@ -79,7 +81,7 @@ def test_shapes_that_the_engine_relies_on(network):
     with torch.no_grad():
         features = network.encode_key(frames)
         value = network.encode_value(frames[:1], features[0:1], masks, torch.zeros_like(masks))
-        logits = network.decode(value, features[0:1])
+        logits = network.decode(value, features[0:1], torch.rand(3, 2, 48, 80))
     assert features.key.shape == (2, 64, 3, 5)
     assert [m.shape[-1] // 5 for m in features.maps] == [1, 2, 4, 8]
     assert value.shape == (3, network.value_channels, 3, 5)
@@ -87,14 +89,14 @@ def test_shapes_that_the_engine_relies_on(network):
 
 
 def test_frames_and_objects_do_not_see_each_other(network):
-    frames, masks = clip(2, 48, 80, seed=1), torch.rand(2, 1, 48, 80)
+    frames, masks, hints = clip(2, 48, 80, seed=1), torch.rand(2, 1, 48, 80), torch.rand(2, 2, 48, 80)
     none = torch.zeros_like(masks)
     with torch.no_grad():
         both = network.encode_key(frames)
         second = network.encode_key(frames[1:])
         values = network.encode_value(frames[1:], second, masks, none)
-        logits = network.decode(values, second)
-        alone = network.decode(network.encode_value(frames[1:], second, masks[1:], none[1:]), second)
+        logits = network.decode(values, second, hints)
+        alone = network.decode(network.encode_value(frames[1:], second, masks[1:], none[1:]), second, hints[1:])
     assert torch.allclose(both.key[1:], second.key, atol=1e-4 * second.key.abs().max())
     assert torch.allclose(logits[1:], alone, atol=1e-4)
 
@@ -107,14 +109,85 @@ def test_decoding_a_crop_with_the_margin_equals_decoding_the_frame(network):
     )
     readout = torch.randn(1, network.value_channels, cells, cells)
     margin, top = network.decode_margin, 2
+    hints = torch.rand(1, 2, 16 * cells, 16 * cells)
     with torch.no_grad():
-        whole = network.decode(readout, features)
-        part = network.decode(readout[..., top:, top:], features.crop(top, top, cells, cells))
+        whole = network.decode(readout, features, hints)
+        cropped = hints[..., 16 * top :, 16 * top :]
+        part = network.decode(readout[..., top:, top:], features.crop(top, top, cells, cells), cropped)
     inside = (top + margin) * 16
     assert torch.allclose(whole[..., inside:, inside:], part[..., margin * 16 :, margin * 16 :], atol=1e-4)
     # the margin is no larger than it has to be by much: two cells less are not exact
     less = (margin - 2) * 16
     assert not torch.allclose(whole[..., inside - 32 :, inside - 32 :], part[..., less:, less:], atol=1e-4)
+
+
+def test_an_untrained_network_answers_with_its_hint():
+    network, frames = LiteNetwork().eval(), clip(3, 48, 80)
+    hints = torch.zeros(3, 2, 48, 80)
+    hints[..., 10:30, 20:50] = torch.rand(3, 2, 20, 30) * 0.9 + 0.05
+    with torch.no_grad():
+        features = network.encode_key(frames)
+        value = network.encode_value(frames[:1], features[0:1], torch.rand(1, 1, 48, 80), torch.zeros(1, 1, 48, 80))
+        probs = [aggregate(network.decode(value, features[i : i + 1], hints[i : i + 1]).sigmoid()) for i in range(3)]
+        nothing = aggregate(network.decode(value, features[0:1]).sigmoid())
+    # hints surer than 0.97 are taken for 0.97
+    assert torch.allclose(torch.cat(probs), hints[:, :1].clamp(0.03, 0.97), atol=1e-5)
+    assert torch.allclose(nothing, torch.full_like(nothing, 0.03), atol=1e-5)
+
+
+def test_the_guide_is_asked_for_every_object_and_its_answer_reaches_the_decoder():
+    """An untrained network passes hints through, so the engine's masks have to be the guide's."""
+
+    class Guide:
+        name = "guide"
+
+        def __init__(self):
+            self.asked = []
+
+        def propagate(self, frames, key_masks, key_frames, *, on_step=None):
+            self.asked.append(list(key_frames))
+            probs = 0.1 + 0.8 * key_masks[:1].roll(4, -1).expand(len(frames), -1, -1, -1)
+            on_step(1, 1)
+            return MaskTrack(probs, torch.tensor([1.0, 0.9, 0.0, 0.9]))
+
+    guide, seen = Guide(), []
+    propagator = MemoryPropagator(
+        LiteNetwork().eval(), precision="fp32", store_above=None, guide=guide, short_side=None, crop_decoding=False
+    )
+    masks = torch.zeros(2, 1, 48, 80)
+    masks[0, :, 8:20, 8:20] = masks[1, :, 24:40, 40:60] = 1
+    annotations = [Annotation(0, 0, masks[0]), Annotation(0, 1, masks[1])]
+    tracks = propagator.propagate_objects(clip(4, 48, 80), annotations, on_step=lambda *at: seen.append(at))
+    assert guide.asked == [[0], [0]] and seen == sorted(seen) and seen[-1] == (1000, 1000)
+    for t, shown in ((1, True), (2, False), (3, True)):
+        for o in range(2):
+            where = masks[o].roll(4, -1)[0] > 0.5
+            assert bool((tracks.probs[t, o][where] > 0.5).all()) == shown
+            assert not (tracks.probs[t, o][~where] > 0.5).any()
+
+
+def test_crops_are_decoded_around_the_hint_too(network):
+    """Where memory sees nothing but the guide does, that part is decoded; and it is decoded as in the whole frame."""
+    frames, hints = clip(3, 160, 320), torch.zeros(3, 1, 160, 320)
+    mask = torch.zeros(1, 1, 160, 320)
+    mask[..., 16:48, 16:48] = 1
+    hints[:, :, 96:128, 112:160] = 0.9
+
+    class Guide:
+        name = "guide"
+
+        def propagate(self, frames, key_masks, key_frames, *, on_step=None):
+            return MaskTrack(hints, torch.ones(3))
+
+    def probs(crop):
+        options = {"precision": "fp32", "store_above": None, "guide": Guide(), "crop_decoding": crop}
+        return MemoryPropagator(network, **options).propagate(frames, mask, [0]).probs[1:]
+
+    whole, part = probs(False), probs(True)
+    decoded = part > 0
+    assert decoded[..., 96:128, 112:160].all()
+    # values that memory keeps differ where frames were cropped, so only the first predicted frame is compared
+    assert torch.allclose(whole[0][decoded[0]], part[0][decoded[0]], atol=2e-3)
 
 
 def test_refinement_reaches_the_decoder_and_the_fuser_and_nothing_before(network):
@@ -124,7 +197,8 @@ def test_refinement_reaches_the_decoder_and_the_fuser_and_nothing_before(network
     frames = clip(1, 32, 32)
     features = network.encode_key(frames)
     value = network.encode_value(frames, features, torch.rand(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
-    gradients = torch.autograd.grad(network.decode(value, features).square().sum(), network.parameters_to_refine())
+    logits = network.decode(value, features, torch.rand(1, 2, 32, 32))
+    gradients = torch.autograd.grad(logits.square().sum(), network.parameters_to_refine())
     assert all(torch.isfinite(g).all() for g in gradients) and sum(float(g.abs().sum() > 0) for g in gradients) > 20
 
 
@@ -135,7 +209,8 @@ def test_a_network_in_half_precision_keeps_keys_and_logits_in_full(network):
     frames, mask = clip(1, 32, 48), torch.rand(1, 1, 32, 48)
     with torch.no_grad():
         features = half.encode_key(frames)
-        logits = half.decode(half.encode_value(frames, features, mask, mask), features)
+        value = half.encode_value(frames, features, mask, mask)
+        logits = half.decode(value, features, torch.rand(1, 2, 32, 48))
     assert features.key.dtype == logits.dtype == torch.float32
 
 

@@ -18,6 +18,7 @@ class ColourNetwork(nn.Module):
     name = "colour"
     stride = 4
     decode_margin: int | None = 0
+    takes_hints = False
 
     def __init__(self, top_k: int | None = 4) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class ColourNetwork(nn.Module):
     def encode_value(self, frame: Tensor, features: FrameFeatures, masks: Tensor, others: Tensor) -> Tensor:
         return F.avg_pool2d(masks.to(self.scale.dtype), self.stride)
 
-    def decode(self, readout: Tensor, features: FrameFeatures) -> Tensor:
+    def decode(self, readout: Tensor, features: FrameFeatures, hints: Tensor | None = None) -> Tensor:
         self.decoded.append(tuple(readout.shape[-2:]))
         logits = readout.float().clamp(1e-4, 1 - 1e-4).logit()
         return F.interpolate(logits, scale_factor=self.stride, mode="nearest")

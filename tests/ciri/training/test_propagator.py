@@ -9,16 +9,19 @@ import pytest
 import torch
 
 from ciri.errors import TrainingError
+from ciri.propagation.base import MaskTrack
 from ciri.propagation.engine import MemoryPropagator
+from ciri.propagation.flow import FlowPropagator
 from ciri.propagation.lite import LiteNetwork, load_lite
 from ciri.propagation.memory import read
-from ciri.training import synth_vos
+from ciri.training import propagator_pool, synth_vos
 from ciri.training.data import open_library
 from ciri.training.film import Dice, compress
 from ciri.training.located import locate, read_placements, together
 from ciri.training.propagator import Settings, learning_pace, train
 from ciri.training.propagator_clips import read_batch, segmentation_loss, unroll
 from ciri.training.propagator_data import load_bank
+from ciri.training.propagator_pool import COMPOSITES, LENGTH, HintedPool, hinted_clip, spoil, stack
 from ciri.training.propagator_report import export, jaccard
 from ciri.training.propagator_weights import Average, load_exported
 from ciri.training.synth_vos import Recipe, Sample, synthesise
@@ -170,10 +173,20 @@ def test_training_propagates_as_the_engine_does(every, keep_last):
     """The same network, clip and memory policy: the unrolled clip and the engine agree on every frame."""
     torch.manual_seed(1)
     network = LiteNetwork().eval()
+    # a head that begins at zero would hide what memory answers
+    torch.nn.init.normal_(network.decoder.predict4.weight, std=0.1)
     frames, first = torch.rand(1, 5, 3, 48, 64), torch.zeros(1, 1, 48, 64)
     first[..., 10:30, 12:40] = 1
+    # in whole 255ths, as the engine keeps them
+    hints = torch.randint(0, 256, (1, 5, 2, 48, 64)) / 255
+    hints[:, :, 1:] = 0.5
+
+    class Guide:
+        def propagate(self, clip, masks, keys, *, on_step):
+            return MaskTrack(hints[0, :, :1], torch.full((5,), 0.5))
+
     with torch.no_grad():
-        ours = torch.sigmoid(2 * unroll(network, frames, first, every=every, keep_last=keep_last))[0]
+        ours = torch.sigmoid(2 * unroll(network, frames, first, hints, every=every, keep_last=keep_last))[0]
     engine = MemoryPropagator(
         network,
         precision="fp32",
@@ -181,9 +194,90 @@ def test_training_propagates_as_the_engine_does(every, keep_last):
         include_last=keep_last,
         crop_decoding=False,
         store_above=None,
+        guide=Guide(),
     )
     track = engine.propagate(frames[0], first, [0])
     assert torch.allclose(track.probs[1:], ours, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def clips(bank):
+    made = [hinted_clip(bank, Dice(seed, "cpu"), FlowPropagator()) for seed in range(12)]
+    return [clip for clip in made if clip is not None]
+
+
+def test_clips_come_with_the_masks_that_were_carried_through_them(clips):
+    assert len(clips) >= 6
+    assert {len(c.frames) for c in clips} <= {LENGTH, 3}
+    for clip in clips:
+        assert clip.hints.shape == clip.masks.shape == (len(clip.frames), HEIGHT, WIDTH)
+        assert torch.equal(clip.hints[0] > 127, clip.masks[0] > 127) and clip.certainty[0] == 1
+    # on the whole they are right, and not everywhere
+    samples = [stack([clip], len(clip.frames)) for clip in clips]
+    scores = torch.cat([jaccard(hints[:, 1:, :1] > 0.5, s.masks[:, 1:] > 0.5)[0] for s, hints in samples])
+    assert 0.3 < float(scores.mean()) < 0.999
+
+
+def test_real_frames_between_annotated_ones_are_walked_through(bank, monkeypatch):
+    monkeypatch.setattr(propagator_pool, "film", lambda frames, dice: frames)
+    walked = []
+
+    class Watcher:
+        def propagate(self, frames, masks, keys):
+            walked.append(frames)
+            return MaskTrack(
+                torch.arange(len(frames)).view(-1, 1, 1, 1).expand(-1, 1, HEIGHT, WIDTH) / 10, torch.ones(99)
+            )
+
+    clip = hinted_clip(bank, Dice(1, "cpu"), Watcher(), recipe=replace(COMPOSITES, annotated=1.0))
+    # annotated are frames 0, 2 and 4 of the film, or backwards
+    assert len(walked[0]) == 5 and [int(h.max()) for h in clip.hints] == [0, 51, 102]
+    film = bank.frames[:5].float() / 255
+    assert any(torch.equal(walked[0], turned) for turned in (film, film.flip(0), film.flip(-1), film.flip(0, -1)))
+
+
+def test_windows_hold_the_target_and_keep_hints_in_place(bank, clips):
+    pool = HintedPool(bank, seed=1)
+    # hints that tell where and when they come from
+    for clip in clips:
+        marked = replace(clip, hints=clip.masks, certainty=torch.arange(len(clip.frames)) / 100)
+        pool.clips.append(marked)
+    pool.made = 10**9
+    sample, hints = pool.draw(40, 3, (48, 64), Dice(3, "cpu"))
+    assert sample.frames.shape == (40, 3, 3, 48, 64) and sample.usable.float().mean() > 0.8
+    times = (100 * hints[:, :, 1].amax((2, 3))).round()
+    kept = [i for i in range(40) if torch.equal(hints[i, :, :1], sample.masks[i])]
+    assert len(kept) > 15
+    for i in kept:
+        seen = sample.masks[i].amax((1, 2, 3)) > 0
+        assert sample.masks[i, 0].any() and bool((times[i][seen][1:] > times[i][seen][:-1]).all())
+
+
+def test_spoiled_hints_are_of_every_kind_and_the_rest_is_left_alone():
+    masks = torch.zeros(200, 2, 1, 48, 64)
+    masks[..., 16:32, 20:44] = 1
+    hints = torch.cat([masks, torch.ones_like(masks)], 2)
+    spoiled = spoil(masks, hints, Dice(2, "cpu"))
+    same = (spoiled == hints).flatten(1).all(1)
+    empty = (spoiled == 0).flatten(1).all(1)
+    wrong = ~same & ~empty
+    assert 0.5 < float(same.float().mean()) < 0.7 and 0.03 < float(empty.float().mean()) < 0.2
+    areas = spoiled[wrong, :, :1].sum((1, 2, 3, 4)) / masks[0].sum()
+    assert areas.min() < 0.8 and areas.max() > 1.2
+    assert torch.equal(hints[:, :, :1], masks), "the given hints are not written to"
+
+
+def test_the_pool_makes_clips_as_they_are_used_up(bank):
+    pool = HintedPool(bank, seed=1, capacity=3, reuse=2)
+    pool.fill(2)
+    first = pool.made
+    for step in range(4):
+        pool.draw(2, 3, (48, 64), Dice(step, "cpu"))
+    assert pool.made == max(first, 4) and len(pool.clips) <= 3
+    again = HintedPool(bank, seed=1, capacity=3, reuse=2, workers=2)
+    again.fill(2)
+    assert torch.equal(again.clips[0].frames, pool.clips[0].frames) or pool.made > 3
+    again.close()
 
 
 def test_the_loss_is_least_at_the_truth_and_ignores_unusable_clips():
@@ -243,14 +337,16 @@ def test_the_average_follows_the_weights():
 
 def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
     said = []
-    settings = Settings(pack, tmp_path / "run", height=64, width=96, batch=2, steps=1, workers=2, look_every=10)
+    settings = Settings(
+        pack, tmp_path / "run", height=64, width=96, window=(48, 64), batch=1, steps=1, workers=2, look_every=10
+    )
     train(settings, say=said.append)
     weights = train(replace(settings, steps=2), say=said.append)
     steps = sorted(int(f.stem.split("_")[1]) for f in (tmp_path / "run/checkpoints").iterdir())
     assert steps == [1, 2] and "2 steps done" in said[-1]
     network = load_lite(weights)
     text = weights.with_suffix(".md").read_text()
-    assert "2 steps at 96x64" in text and "| pasted | 0." in text
+    assert "2 steps at 96x64" in text and "| pasted | 0." in text and "| pasted, hints | 0." in text
     assert network.state_dict().keys() == LiteNetwork().state_dict().keys()
     assert list((tmp_path / "run/samples").glob("pasted_*.jpg")) and (tmp_path / "run/curves.png").exists()
     with pytest.raises(TrainingError, match="another run"):
@@ -258,8 +354,9 @@ def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused(pack, tmp_path):
-    with pytest.raises(TrainingError, match="divisible by 16"):
-        train(Settings(pack, tmp_path / "a", height=50, width=96))
+    for sides in ({"height": 50, "width": 96}, {"window": (50, 96)}):
+        with pytest.raises(TrainingError, match="divisible by 16"):
+            train(Settings(pack, tmp_path / "a", **sides))
     with pytest.raises(TrainingError, match="EfficientNet-Lite0"):
         train(Settings(pack, tmp_path / "b", height=64, width=96, workers=2, init=tmp_path / "missing.safetensors"))
     with pytest.raises(TrainingError, match="cannot be used"):
