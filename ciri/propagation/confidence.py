@@ -12,6 +12,9 @@ from torch import Tensor
 #: A pixel that may be target although the mask leaves it out.
 POSSIBLE = 0.1
 
+#: How much of the confidence is lost where two propagators have nothing in common.
+DISSENT = 0.6
+
 #: Mean difference of neighbouring thumbnails (grey, local contrast removed by pooling) that can be a cut, ...
 CUT_DIFFERENCE = 0.08
 #: ... if it is also this many times what is usual in the clip.
@@ -36,6 +39,26 @@ def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
     known = _mean(explained, cells)
     present = (probs > 0.5).flatten(1).any(1)
     return torch.where(present, certainty * known, torch.zeros_like(known))
+
+
+def agreement(probs: Tensor, hints: Tensor) -> Tensor:
+    """How far masks and hints show the same, [1 - DISSENT, 1]; 1 where there is no hint.
+
+    Where two propagators that work differently disagree, one of them is wrong: on real clips this tells good frames
+    from bad ones better than what either says of itself.
+
+    Args:
+        probs: (k, 1, h, w).
+        hints: (k, 2, h, w), see :meth:`ciri.propagation.network.MemoryNetwork.decode`.
+
+    Returns:
+        float32 (k,).
+    """
+    ours, theirs = probs.flatten(1) > 0.5, hints[:, 0].flatten(1) > 0.5
+    union = (ours | theirs).sum(1)
+    overlap = torch.where(union > 0, (ours & theirs).sum(1) / union.clamp(min=1), 1.0)
+    overlap = torch.where(hints[:, 1].flatten(1).amax(1) > 0, overlap, 1.0)
+    return 1 - DISSENT * (1 - overlap)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

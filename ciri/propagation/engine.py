@@ -202,9 +202,7 @@ class MemoryPropagator:
         """
         if self.guide is None:
             return None
-        length, _, height, width = frames.shape
-        probs = torch.zeros(length, objects, height, width, dtype=torch.uint8)
-        certainty = torch.zeros(length, objects)
+        hints = Hints((int(frames.shape[2]), int(frames.shape[3])))
         for o in range(objects):
             # a frame that shows nothing of the object, or nothing but it, gives the guide nothing to follow
             shown = [t for t in sorted(annotated) if o in annotated[t]]
@@ -214,9 +212,9 @@ class MemoryPropagator:
             masks = torch.stack([annotated[t][o] for t in keys])
             share = part(on_step, o / objects, (o + 1) / objects)
             track = self.guide.propagate(frames, masks, keys, on_step=share)
-            probs[:, o] = (track.probs[:, 0] * 255).round().byte().cpu()
-            certainty[:, o] = track.confidence.cpu()
-        return Hints(probs, certainty)
+            for t, (probs, certainty) in enumerate(zip(track.probs, track.confidence, strict=True)):
+                hints.put(t, o, probs[0], float(certainty))
+        return hints
 
     def _ready(self) -> tuple[MemoryNetwork, object, torch.device]:
         """The network as it runs (device, type), a name for its weights, and the device."""

