@@ -28,11 +28,12 @@ class Geometry:
         height, width: the caller's size.
         stride: sides are padded to a multiple of this; the larger half goes to the bottom and the right.
         short_side: frames whose shorter side is longer than this are scaled down to it; None: never.
+        enlarge: frames whose shorter side is shorter are scaled up to it, by at most this.
     """
 
-    def __init__(self, height: int, width: int, stride: int, short_side: int | None) -> None:
+    def __init__(self, height: int, width: int, stride: int, short_side: int | None, *, enlarge: float = 1.0) -> None:
         self.size = (height, width)
-        scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
+        scale = min(enlarge, short_side / min(height, width)) if short_side else 1.0
         self.inner = (max(1, round(height * scale)), max(1, round(width * scale)))
         missing = [-side % stride for side in self.inner]
         self.top, self.left = (m // 2 for m in missing)

@@ -59,6 +59,7 @@ class MemoryPropagator:
         include_last: the previous frame is in the memory too (one more value encoding a frame).
         memory_budget: how many frames besides the annotated ones the memory holds; see :class:`Memory`.
         short_side: longer frames are scaled down to this many pixels on the shorter side; None: never.
+        enlarge: shorter frames are scaled up to it, by at most this factor.
         crop_decoding: decode only around where memory says that the target can be.
         store_above: frames of less confidence do not enter the memory, and 0 confidence empties the mask; None: all
             frames enter, and masks stay as the network gave them (the published procedure).
@@ -81,6 +82,7 @@ class MemoryPropagator:
         include_last: bool = True,
         memory_budget: int = 32,
         short_side: int | None = 480,
+        enlarge: float = 1.0,
         crop_decoding: bool = True,
         store_above: float | None = LOST_BELOW,
         directions: Sequence[str] = ("forward", "backward"),
@@ -92,7 +94,7 @@ class MemoryPropagator:
         self.name = network.name
         self.device = torch.device(device) if device is not None else None
         self.precision = precision
-        self.short_side = short_side
+        self.short_side, self.enlarge = short_side, enlarge
         self.directions = tuple(directions)
         self.batch = batch
         self.guide = guide if network.takes_hints else None
@@ -165,7 +167,7 @@ class MemoryPropagator:
             hints = self.hints(frames, annotated, objects, on_step=part(on_step, 0, GUIDE_SHARE))
             on_step = part(on_step, GUIDE_SHARE, 1)
         length, _, height, width = frames.shape
-        geometry = Geometry(height, width, self.network.stride, self.short_side)
+        geometry = self.geometry(height, width)
         self.before_run(*geometry.outer)
         network, weights, device = self._ready()
         self._cache.new_call()
@@ -183,6 +185,10 @@ class MemoryPropagator:
                 done += 1
                 on_step(done, total)
         return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend, annotated))
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """How frames of a size are brought to the network."""
+        return Geometry(height, width, self.network.stride, self.short_side, enlarge=self.enlarge)
 
     def hints(
         self,

@@ -56,6 +56,9 @@ TAP_SCALES = (0.1, 0.1, 0.15, 0.3, 0.6)
 
 KEY, TRUNK, LOCAL, SUMMARY = 64, 192, 192, 64
 VALUE = LOCAL + SUMMARY
+#: Frames are brought to this many pixels on the shorter side, small ones enlarged by at most so much: a cell of the
+#: memory is 16 pixels wide, and thin parts get lost in it.
+SHORT_SIDE, ENLARGE = 360, 2.0
 #: Hints are never taken to be surer than this.
 HINT_RANGE = (0.03, 0.97)
 
@@ -333,7 +336,8 @@ def build_lite(weights: str | Path | None = None, **options: Any) -> MemoryPropa
     Raises:
         CheckpointError: see :func:`load_lite`.
     """
-    return MemoryPropagator(load_lite(weights or SHIPPED), guide=FlowPropagator(), **options)
+    options = {"guide": FlowPropagator(), "short_side": SHORT_SIDE, "enlarge": ENLARGE, **options}
+    return MemoryPropagator(load_lite(weights or SHIPPED), **options)
 
 
 def _per_object(x: Tensor, k: int) -> Tensor:

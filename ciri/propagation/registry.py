@@ -49,6 +49,10 @@ _BUILDERS: dict[str, Callable[..., Propagator]] = {
 }
 
 
+#: What the command line takes where nothing else is asked for.
+DEFAULT = "lite"
+
+
 def names() -> list[str]:
     """The names that :func:`build` knows."""
     return list(_BUILDERS)

@@ -100,7 +100,7 @@ def record(propagator: MemoryPropagator, clip: Annotated, wanted: Sequence[int])
     device = propagator.device or next(network.parameters()).device
     network.to(device)
     height, width = int(clip.frames.shape[2]), int(clip.frames.shape[3])
-    geometry = Geometry(height, width, propagator.network.stride, propagator.short_side)
+    geometry = propagator.geometry(height, width)
     units, cache = WorkUnits(1), FeatureCache(0)
     encoded = EncodedClip(
         clip.frames, geometry, propagator.network, device=device, weights=None, cache=cache, units=units

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
 from ciri.progress import OnStep, part
-from ciri.propagation.clip import Geometry
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.memory import read, to_map, to_rows
 from ciri.propagation.tracking import aggregate
@@ -135,7 +134,7 @@ def _soft_mask(twin: MemoryPropagator, clip: Annotated, t: int, device: torch.de
     """The mask (1, H, W) of frame t from a memory of the annotated frame alone; gradients reach every weight."""
     network = twin.network
     height, width = int(clip.frames.shape[2]), int(clip.frames.shape[3])
-    geometry = Geometry(height, width, network.stride, twin.short_side)
+    geometry = twin.geometry(height, width)
     first, frame = (geometry.frames_in(clip.frames[i : i + 1].to(device)) for i in (clip.index, t))
     planes = aggregate(geometry.masks_in(clip.mask[None].to(device)))
     known, seen = network.encode_key(first), network.encode_key(frame)

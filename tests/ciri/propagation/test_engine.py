@@ -108,6 +108,22 @@ def test_a_correction_brings_back_a_target_that_changed():
     assert corrected.lost_frames() == []
 
 
+@pytest.mark.parametrize(
+    ("size", "inner"),
+    [((240, 432), (360, 648)), ((150, 200), (300, 400)), ((360, 640), (360, 640)), ((1080, 1920), (360, 640))],
+)
+def test_small_frames_are_enlarged_where_that_is_asked_for(size, inner):
+    from ciri.propagation.clip import Geometry
+
+    geometry = Geometry(*size, 16, 360, enlarge=2.0)
+    assert geometry.inner == inner
+    mask = torch.zeros(1, 1, *size)
+    mask[..., 40:90, 30:120] = 1
+    back = geometry.masks_out(geometry.masks_in(mask))
+    assert float(((back > 0.5) != (mask > 0.5)).float().mean()) < 0.003
+    assert Geometry(*size, 16, 360).inner[0] <= size[0]
+
+
 def test_blending_weighs_by_distance_and_confidence():
     from ciri.propagation.clip import Geometry
     from ciri.propagation.engine import _Blend
