@@ -24,12 +24,14 @@ from .detectors import ResidueDetectorLite, ResidueDetectorSiamMask
 from .evaluate import EvaluateRemoval
 from .inpaint import InactivationInpaint
 from .propagate import PropagateMask
+from .propagator_lite import PropagatorLite
 from .propagator_stcn import PropagatorSTCN
 from .propagators import PropagatorFlow
 from .refine import RefinePropagator
 from .residue import DetectResidue
 
 NODES: list[type[io.ComfyNode]] = [
+    PropagatorLite,
     PropagatorFlow,
     PropagatorSTCN,
     PropagateMask,

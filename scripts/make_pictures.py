@@ -118,6 +118,19 @@ def propagator_flow() -> Tensor:
     return pairs(clip.frames, overlay(clip.frames, clip.masks))
 
 
+def propagator_lite() -> Tensor:
+    clip, m = example(), MOMENTS[1]
+    masks = propagators.build("lite").propagate(clip.frames, clip.painted, [0]).probs
+    changed = (masks - clip.masks).abs()
+    shown = {
+        "the clip": clip.frames,
+        "carried by flow": overlay(clip.frames, clip.masks),
+        "corrected from memory": overlay(clip.frames, masks),
+        "what was corrected": heat(clip.frames, changed),
+    }
+    return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
+
+
 def backbone_flow() -> Tensor:
     return pairs(holes(), example().removed)
 
@@ -288,6 +301,7 @@ def fitted(picture: Tensor, width: int) -> Tensor:
 #: Where each picture goes, and how wide it is.
 PICTURES = {
     DOCS / "CIRI_PropagatorFlow" / "picture.jpg": (propagator_flow, 640),
+    DOCS / "CIRI_PropagatorLite" / "picture.jpg": (propagator_lite, 640),
     DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 640),
     DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 640),
     DOCS / "CIRI_ComplementaryAttention" / "picture.jpg": (attention, 640),

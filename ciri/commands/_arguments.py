@@ -37,7 +37,10 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         help="frame of INPUT that the mask was painted on (default: the first); once for each --mask, in order",
     )
     parser.add_argument(
-        "--propagator", default="flow", metavar="NAME", help=f"what follows the object: {PROPAGATORS} (default flow)"
+        "--propagator",
+        default=propagators.DEFAULT,
+        metavar="NAME",
+        help=f"what follows the object: {PROPAGATORS} (default {propagators.DEFAULT})",
     )
     parser.add_argument("--propagator-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
     parser.add_argument("--overlay", type=Path, metavar="OUT", help="also write the clip with the masks tinted over it")

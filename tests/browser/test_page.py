@@ -80,7 +80,7 @@ def test_run_shows_the_finished_video(workflow):
     assert shown["CIRI"][0] == 432 and shown["ciri_preview"][0] == 432
     assert all(state >= 2 for _, _, state in players), "a player has no picture"
     report = workflow.evaluate("() => window.app.graph.getNodeById(8).widgets.map(w => w.value).join(' ')")
-    assert "flow: 48 frames" in report
+    assert "lite: 48 frames" in report
 
 
 def on_title(page, node: int) -> tuple[float, float]:

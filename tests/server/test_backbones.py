@@ -91,7 +91,7 @@ def test_both_backbones_of_the_swap_workflow_fill_as_the_library_does(client, mo
 
     # what the library makes of the same frames
     frames, painted = saved("decoded"), 1 - read_picture(tmp_path / "swap.png")[None, 3:]
-    masks = propagators.build("flow").propagate(frames, painted, [0]).probs
+    masks = propagators.build("lite").propagate(frames, painted, [0]).probs
     options = {"weights": models / HQ, "precision": "fp32"}
     own = {"classical": backbones.build("flow"), "network": backbones.build("e2fgvi_hq", **options)}
     for name in fills:

@@ -55,7 +55,7 @@ def test_the_bundled_workflow_removes_the_object_and_then_comes_from_the_cache(c
     # the players inside the nodes, and the report as text
     for node in ("7", "13"):
         assert len(saved_video(client, run, node, tmp_path)) == len(before)
-    assert "flow: 48 frames" in run.outputs["8"]["text"][0]
+    assert "lite: 48 frames" in run.outputs["8"]["text"][0]
     # a second identical queue
     again = client.run(bundled)
     assert again.status == "success" and again.executed() == []

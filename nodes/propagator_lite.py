@@ -1,0 +1,99 @@
+"""The node of ``lite``, the propagator whose weights ship with the pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ._adapt import PropagatorSocket, building_network, choose, device, plain_errors
+from ._room import make_room
+from ._weights import path_of, state_of, weight_files
+from .propagators import CATEGORY_PROPAGATORS
+
+MODELS = ("propagator_lite",)
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+#: The weights that come with the pack.
+SHIPPED = "shipped"
+
+
+class PropagatorLite(io.ComfyNode):
+    """Optical flow, corrected by a small memory network."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_PropagatorLite",
+            display_name="Propagator: lite",
+            category=CATEGORY_PROPAGATORS,
+            description=(
+                "Follows the painted object with optical flow and corrects what it carried by a small memory network, "
+                "which compares every frame with remembered ones. Its weights come with the pack."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "weights",
+                    options=[SHIPPED, *weight_files(MODELS)],
+                    default=SHIPPED,
+                    tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
+                    "'python -m ciri train propagator' made.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=PRECISIONS,
+                    default="auto",
+                    tooltip="auto measures whether this processor is faster in half precision.",
+                ),
+                io.Int.Input(
+                    "memory_every",
+                    default=5,
+                    min=1,
+                    max=1000,
+                    tooltip="Every n-th frame is remembered. Smaller follows fast changes better and costs time.",
+                ),
+                io.Int.Input(
+                    "memory_frames",
+                    default=32,
+                    min=2,
+                    max=10000,
+                    tooltip="Most frames that are remembered besides the painted ones. Beyond it the recent ones and "
+                    "an even spread of the others stay, so long clips need no more memory than short ones.",
+                ),
+                io.Int.Input(
+                    "working_size",
+                    default=360,
+                    min=128,
+                    max=4096,
+                    step=8,
+                    tooltip="Shorter side, in pixels, at which the network looks; larger frames are shrunk to it, "
+                    "smaller ones enlarged, at most to twice their size. More finds thin parts; time grows with its "
+                    "square.",
+                ),
+            ],
+            outputs=[
+                PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, weights: str | None, **_others: object) -> str:
+        """Run again when the file changed under the same name."""
+        return SHIPPED if weights == SHIPPED else state_of(weights)
+
+    @classmethod
+    @plain_errors
+    def execute(
+        cls, weights: str, precision: str, memory_every: int, memory_frames: int, working_size: int
+    ) -> io.NodeOutput:
+        from ciri.propagation.lite import build_lite
+
+        path = None if weights == SHIPPED else path_of(weights, MODELS)
+        with building_network():
+            propagator = build_lite(
+                path,
+                device=device(),
+                precision=choose(precision, PRECISIONS, "precision"),
+                memory_every=memory_every,
+                memory_budget=memory_frames,
+                short_side=working_size,
+            )
+        propagator.before_run = make_room
+        return io.NodeOutput(propagator)
