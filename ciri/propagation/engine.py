@@ -61,8 +61,9 @@ class MemoryPropagator:
         short_side: longer frames are scaled down to this many pixels on the shorter side; None: never.
         enlarge: shorter frames are scaled up to it, by at most this factor.
         crop_decoding: decode only around where memory says that the target can be.
-        store_above: frames of less confidence do not enter the memory, and 0 confidence empties the mask; None: all
-            frames enter, and masks stay as the network gave them (the published procedure).
+        store_above: frames of less confidence do not enter the memory, 0 confidence empties the mask, and so do
+            probabilities next to nothing; None: all frames enter, and masks stay as the network gave them (the
+            published procedure).
         directions: which ways to go from an annotated frame, of "forward" and "backward".
         cache_bytes: how much to keep of frame features between calls.
         batch: frames encoded at once; None: 1 on the CPU (more brings nothing there), 4 elsewhere.

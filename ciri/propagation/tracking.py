@@ -27,6 +27,9 @@ PRIOR_THRESHOLD = 0.02
 #: The same for a cell's surest pixel of the hint.
 HINT_THRESHOLD = 0.3
 
+#: Probabilities up to this are no mask.
+FAINT = 0.02
+
 #: A part of the frame is decoded if it saves at least this share of the cells.
 WORTH_CROPPING = 0.2
 
@@ -279,8 +282,9 @@ class DirectedPass:
         if hints is not None:
             confidence = confidence * agreement(probs, hints)
         if self.policy.store_above is not None:
-            # a target that no pixel shows is not shown faintly either
-            probs = probs * (confidence > 0).view(-1, 1, 1, 1)
+            # a target that no pixel shows is not shown faintly either, and what is faint is nothing: a trace of mask
+            # everywhere would make the whole frame the part that removal works on
+            probs = probs * ((probs > FAINT) & (confidence > 0).view(-1, 1, 1, 1))
         objects = self._objects()
         return Prediction(t, objects, probs, confidence, self._distances(t, objects))
 

@@ -9,7 +9,7 @@ from ciri.errors import CheckpointError
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.confidence import DISSENT, agreement
 from ciri.propagation.engine import Annotation, MemoryPropagator
-from ciri.propagation.lite import ARCHITECTURE, LITE0_BLOCKS, LiteNetwork, ScaledConv, load_lite
+from ciri.propagation.lite import ARCHITECTURE, LITE0_BLOCKS, LiteNetwork, ScaledConv, build_lite, load_lite
 from ciri.propagation.network import FrameFeatures
 from ciri.propagation.tracking import aggregate
 from ciri.training.propagator_report import export
@@ -197,6 +197,17 @@ def test_crops_are_decoded_around_the_hint_too(network):
     assert decoded[..., 96:128, 112:160].all()
     # values that memory keeps differ where frames were cropped, so only the first predicted frame is compared
     assert torch.allclose(whole[0][decoded[0]], part[0][decoded[0]], atol=2e-3)
+
+
+def test_masks_are_nothing_away_from_the_target():
+    """Traces of mask all over the frame would make removal work on all of it."""
+    propagator = build_lite(precision="fp32", crop_decoding=False)
+    frames, mask = clip(1, 96, 160).repeat(3, 1, 1, 1), torch.zeros(1, 1, 96, 160)
+    mask[..., 30:60, 50:90] = 1
+    frames[..., 30:60, 50:90] = torch.tensor([0.9, 0.2, 0.1])[:, None, None]
+    probs = propagator.propagate(frames, mask, [0]).probs[1:]
+    assert (probs[..., 30:60, 50:90] > 0.5).float().mean() > 0.9
+    assert not probs[..., :14, :].any() and not probs[..., 110:].any()
 
 
 def test_refinement_reaches_the_decoder_and_the_fuser_and_nothing_before(network):
