@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._adapt import PropagatorSocket, building_network, choose, device, plain_errors
+from ._adapt import building_network, choose, device, plain_errors
 from ._room import make_room
 from ._weights import path_of, state_of, weight_files
-from .propagators import CATEGORY_PROPAGATORS
+from .propagators import (
+    CATEGORY_PROPAGATORS,
+    PRECISIONS,
+    memory_every_input,
+    memory_frames_input,
+    precision_input,
+    propagator_output,
+)
 
 MODELS = ("propagator_lite",)
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 #: The weights that come with the pack.
 SHIPPED = "shipped"
 
@@ -36,27 +42,9 @@ class PropagatorLite(io.ComfyNode):
                     tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
                     "'python -m ciri train propagator' made.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=PRECISIONS,
-                    default="auto",
-                    tooltip="auto measures whether this processor is faster in half precision.",
-                ),
-                io.Int.Input(
-                    "memory_every",
-                    default=5,
-                    min=1,
-                    max=1000,
-                    tooltip="Every n-th frame is remembered. Smaller follows fast changes better and costs time.",
-                ),
-                io.Int.Input(
-                    "memory_frames",
-                    default=32,
-                    min=2,
-                    max=10000,
-                    tooltip="Most frames that are remembered besides the painted ones. Beyond it the recent ones and "
-                    "an even spread of the others stay, so long clips need no more memory than short ones.",
-                ),
+                precision_input(),
+                memory_every_input(),
+                memory_frames_input(),
                 io.Int.Input(
                     "working_size",
                     default=360,
@@ -68,9 +56,7 @@ class PropagatorLite(io.ComfyNode):
                     "square.",
                 ),
             ],
-            outputs=[
-                PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
-            ],
+            outputs=[propagator_output()],
         )
 
     @classmethod

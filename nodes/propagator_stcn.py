@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._adapt import PropagatorSocket, building_network, choose, device, plain_errors
+from ._adapt import building_network, choose, device, plain_errors
 from ._room import make_room
 from ._weights import options, path_of, state_of
-from .propagators import CATEGORY_PROPAGATORS
+from .propagators import (
+    CATEGORY_PROPAGATORS,
+    PRECISIONS,
+    memory_every_input,
+    memory_frames_input,
+    precision_input,
+    propagator_output,
+)
 
 MODELS = ("stcn",)
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 LICENCE = "not stated for the weights; the code is MIT"
 
 
@@ -34,32 +40,14 @@ class PropagatorSTCN(io.ComfyNode):
                     tooltip="A file in models/ciri whose content is STCN, as published or converted. "
                     f"Licence of the published weights: {LICENCE}.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=PRECISIONS,
-                    default="auto",
-                    tooltip="auto measures whether this processor is faster in half precision.",
-                ),
-                io.Int.Input(
-                    "memory_every",
-                    default=5,
-                    min=1,
-                    max=1000,
-                    tooltip="Every n-th frame is remembered. Smaller follows fast changes better and costs time.",
-                ),
+                precision_input(),
+                memory_every_input(),
                 io.Boolean.Input(
                     "remember_last",
                     default=False,
                     tooltip="Remember the previous frame too: for fast changes; a third more time. Off as published.",
                 ),
-                io.Int.Input(
-                    "memory_frames",
-                    default=32,
-                    min=2,
-                    max=10000,
-                    tooltip="Most frames that are remembered besides the painted ones. Beyond it the recent ones and "
-                    "an even spread of the others stay, so long clips need no more memory than short ones.",
-                ),
+                memory_frames_input(),
                 io.Int.Input(
                     "working_size",
                     default=480,
@@ -70,9 +58,7 @@ class PropagatorSTCN(io.ComfyNode):
                     "The published weights were trained and measured at 480.",
                 ),
             ],
-            outputs=[
-                PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
-            ],
+            outputs=[propagator_output()],
         )
 
     @classmethod

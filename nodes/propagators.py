@@ -7,6 +7,45 @@ from comfy_api.latest import io
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors
 
 CATEGORY_PROPAGATORS = f"{CATEGORY}/propagators"
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+
+
+def precision_input() -> io.Input:
+    """What a network computes in."""
+    return io.Combo.Input(
+        "precision",
+        options=PRECISIONS,
+        default="auto",
+        tooltip="auto measures whether this processor is faster in half precision.",
+    )
+
+
+def memory_every_input() -> io.Input:
+    """How often a memory network remembers a frame."""
+    return io.Int.Input(
+        "memory_every",
+        default=5,
+        min=1,
+        max=1000,
+        tooltip="Every n-th frame is remembered. Smaller follows fast changes better and costs time.",
+    )
+
+
+def memory_frames_input() -> io.Input:
+    """How many frames it remembers at most."""
+    return io.Int.Input(
+        "memory_frames",
+        default=32,
+        min=2,
+        max=10000,
+        tooltip="Most frames that are remembered besides the painted ones. Beyond it the recent ones and "
+        "an even spread of the others stay, so long clips need no more memory than short ones.",
+    )
+
+
+def propagator_output() -> io.Output:
+    """What every propagator node returns."""
+    return PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
 
 
 class PropagatorFlow(io.ComfyNode):
@@ -33,9 +72,7 @@ class PropagatorFlow(io.ComfyNode):
                     "the mask's edge is then found at full size. Time grows with its square.",
                 ),
             ],
-            outputs=[
-                PropagatorSocket.Output("propagator", display_name="propagator", tooltip="Connect to Propagate mask.")
-            ],
+            outputs=[propagator_output()],
         )
 
     @classmethod
