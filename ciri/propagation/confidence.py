@@ -44,8 +44,7 @@ def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
 def agreement(probs: Tensor, hints: Tensor) -> Tensor:
     """How far masks and hints show the same, [1 - DISSENT, 1]; 1 where there is no hint.
 
-    Where two propagators that work differently disagree, one of them is wrong: on real clips this tells good frames
-    from bad ones better than what either says of itself.
+    Where two propagators that work differently disagree, one of them is wrong, however sure it is of itself.
 
     Args:
         probs: (k, 1, h, w).

@@ -27,7 +27,7 @@ from ciri.propagation.tracking import DirectedPass, Hints, MemoryPolicy, Predict
 from ciri.propagation.units import WorkUnits
 
 #: Share of the time that the guide takes, for the progress bar.
-GUIDE_SHARE = 0.6
+GUIDE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,8 @@ class MemoryPropagator:
     def _track(
         self, frames: Tensor, annotated: dict[int, dict[int, Tensor]], objects: int, on_step: OnStep
     ) -> ObjectTracks:
-        if self.guide is None:
-            hints = None
-        else:
-            hints = self.hints(frames, annotated, objects, on_step=part(on_step, 0, GUIDE_SHARE))
+        hints = self.hints(frames, annotated, objects, on_step=part(on_step, 0, GUIDE_SHARE))
+        if hints is not None:
             on_step = part(on_step, GUIDE_SHARE, 1)
         length, _, height, width = frames.shape
         geometry = self.geometry(height, width)

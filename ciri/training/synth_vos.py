@@ -11,7 +11,7 @@ Dimensions: b clips, t frames, l sprite layers, h w pixels, s side of a sprite.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,8 @@ class Recipe:
     blur: float = 0.3
 
 
-#: Static images, deformed: what a cell's key and value have to be.
-STILLS = Recipe(3, annotated=0.6, moving=0.15, camera=1.0, deform=0.12, crowd=0.35, leave=0.0, speed=20.0, blur=0.1)
 #: Real frame spacing, occlusion, distractors.
 CLIPS = Recipe(5)
-#: The same, longer: errors of its own masks come back.
-LONG = replace(CLIPS, frames=8, leave=0.2, spacing=3)
 
 
 @dataclass

@@ -66,3 +66,15 @@ def run(nodes: dict):
             return cls.EXECUTE_NORMALIZED(**{**defaults, **inputs})
 
     return call
+
+
+@pytest.fixture
+def folder(nodes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty ``models/ciri`` for this test alone."""
+    import folder_paths
+
+    endings = folder_paths.folder_names_and_paths["ciri"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ciri", ([str(tmp_path)], endings))
+    folder_paths.filename_list_cache.pop("ciri", None)
+    yield tmp_path
+    folder_paths.filename_list_cache.pop("ciri", None)

@@ -18,17 +18,6 @@ def state():
     }
 
 
-@pytest.fixture
-def folder(nodes, tmp_path, monkeypatch):
-    import folder_paths
-
-    endings = folder_paths.folder_names_and_paths["ciri"][1]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ciri", ([str(tmp_path)], endings))
-    folder_paths.filename_list_cache.pop("ciri", None)
-    yield tmp_path
-    folder_paths.filename_list_cache.pop("ciri", None)
-
-
 def _listed(nodes):
     inputs = nodes["CIRI_PropagatorSTCN"].GET_SCHEMA().inputs
     return next(i for i in inputs if i.id == "weights").options

@@ -144,7 +144,7 @@ def test_annotated_objects_move_with_their_scene(bank, monkeypatch):
 
 
 def test_the_same_seed_makes_the_same_clips(bank):
-    one, two, other = (synthesise(bank, synth_vos.LONG, 2, Dice(seed, "cpu")) for seed in (1, 1, 2))
+    one, two, other = (synthesise(bank, synth_vos.CLIPS, 2, Dice(seed, "cpu")) for seed in (1, 1, 2))
     assert torch.equal(one.frames, two.frames) and torch.equal(one.masks, two.masks)
     assert not torch.equal(one.frames, other.frames)
     assert 0 <= float(one.frames.min()) and float(one.frames.max()) <= 1
