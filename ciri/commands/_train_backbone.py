@@ -17,10 +17,9 @@ from ciri.console import remark
 #: What an option is where it is not given: for the lite backbone, and for the published ones.
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "steps": (20_000, None),
-    "batch": (8, 8),
-    "length": (20, 24),
-    "size": ("256x144", "432x240"),
-    "rate": (4e-4, 2e-5),
+    "batch": (6, 8),
+    "length": (12, 24),
+    "rate": (1e-3, 2e-5),
     "held_back": (24, 8),
 }
 
@@ -31,10 +30,10 @@ def add_parser(networks: Any) -> None:
     parser.set_defaults(steps=None)
     parser.add_argument("--model", default="lite", help="lite, e2fgvi, e2fgvi_hq, fuseformer, dstt or sttn")
     parser.add_argument("--init", type=Path, help="weights to begin with; the published checkpoint with --model")
-    parser.add_argument("--batch", type=int, help="clips per step and process (default 8)")
-    parser.add_argument("--length", type=int, help="frames of the clips that are made (default 20; published 24)")
-    parser.add_argument("--size", metavar="WxH", help="size of the clips (default 256x144; published 432x240)")
-    parser.add_argument("--rate", type=float, help="learning rate (default 4e-4; published 2e-5)")
+    parser.add_argument("--batch", type=int, help="clips per step and process (default 6; published 8)")
+    parser.add_argument("--length", type=int, help="frames of the clips that are made (default 12; published 24)")
+    parser.add_argument("--size", metavar="WxH", default="432x240", help="size of the clips (default 432x240)")
+    parser.add_argument("--rate", type=float, help="learning rate (default 1e-3; published 2e-5)")
     parser.add_argument(
         "--predictions", default="", metavar="PROPAGATOR", help="take half of the wrong masks from it, such as flow"
     )
@@ -48,12 +47,15 @@ def add_parser(networks: Any) -> None:
 
 def _add_lite(group: Any) -> None:
     group.add_argument("--variant", default="ciri", help="ciri, no-curriculum or hard-mask (default ciri)")
-    group.add_argument("--window", type=int, default=10, help="frames per clip and step (default 10)")
-    group.add_argument("--pool", type=int, default=2000, help="clips held for reuse (default 2000)")
+    group.add_argument("--window", type=int, default=3, help="frames of a clip and step (default 3)")
+    group.add_argument("--crop", default="192x128", metavar="WxH", help="size of what is trained on (default 192x128)")
+    group.add_argument("--pool", type=int, default=500, help="clips held, or kept, for reuse (default 500)")
+    group.add_argument("--keep", type=Path, metavar="DIR", help="make them first, keep them for other runs")
     group.add_argument("--reuse", type=int, default=0, help="draw each clip so often before it is replaced (default 0)")
-    group.add_argument("--channels", default="32,64,128,192", help="at 1/2, 1/4, 1/8 and 1/16 (default 32,64,128,192)")
+    group.add_argument("--channels", default="32,64,96,128", help="at 1/2, 1/4, 1/8 and 1/16 (default 32,64,96,128)")
     group.add_argument("--deep", type=int, default=4, help="residual blocks at 1/16 (default 4)")
     group.add_argument("--pretraining", type=float, default=0.35, help="share of the plan before the curriculum")
+    group.add_argument("--perceptual", type=float, default=0.1, help="weight of the perceptual loss (default 0.1)")
     group.add_argument("--adversarial-from", type=float, default=1.0, help="progress at which it starts (1: never)")
 
 
@@ -97,6 +99,7 @@ def _lite_training(args: argparse.Namespace) -> Callable[..., Path]:
         half, quarter, eighth, sixteenth = (int(count) for count in args.channels.split(","))
     except ValueError:
         raise TrainingError(f"--channels {args.channels!r}: expected four numbers, such as 32,64,128,192.") from None
+    args.crop = parse_size(args.crop, "192x128")[::-1]
     config = LiteConfig(half=half, quarter=quarter, eighth=eighth, sixteenth=sixteenth, deep=args.deep)
     return partial(train_backbone, Settings(config=config, **_common(args, Settings)))
 

@@ -39,7 +39,11 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--propagators", type=_names, metavar="NAME,...", help="default: all that have their weights")
     what.add_argument("--backbones", type=_names, metavar="NAME,...", help="default: all that have their weights")
     what.add_argument("--modes", type=_names, default=["auto"], metavar="MODE,...", help="auto, hard, blend, gate")
-    what.add_argument("--ablate", action="store_true", help="the rows of the paper's Table 2: modes hard, blend, gate")
+    what.add_argument(
+        "--ablate",
+        action="store_true",
+        help="the rows of the paper's Table 2: modes hard, blend, gate, or other weights",
+    )
     what.add_argument("--true-masks", action="store_true", help="also inpaint the true masks")
     what.add_argument(
         "--refine",
@@ -56,7 +60,8 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_pair,
         metavar="NAME=FILE",
-        help="weight file of one model; propagator:NAME= and backbone:NAME= where both have the name",
+        help="weight file of one model; propagator:NAME= and backbone:NAME= where both have the name; NAME@LABEL= for "
+        "a further backbone of that kind (labels hard-mask, no-curriculum and ciri are rows of Table 2)",
     )
     what.add_argument(
         "--results",
@@ -105,14 +110,14 @@ def run(args: argparse.Namespace) -> None:
     from ciri.evaluation.methods import Method, Models, choose
     from ciri.evaluation.report import make_report, write_report
     from ciri.evaluation.run import Runner, Settings
-    from ciri.evaluation.tables import ABLATION
+    from ciri.evaluation.tables import MODES
     from ciri.evaluation.tolerance import tolerance_curves
 
     if args.frames is not None and args.frames < 1:
         raise EvaluationError(f"--frames {args.frames}: expected at least one frame.")
     cases = chosen_cases(on_disk.find_cases(args.cases), args.only)
     models = Models(shared.choose_device(args.device), args.models, dict(args.weights))
-    modes = list(ABLATION) if args.ablate else args.modes
+    modes = list(MODES) if args.ablate else args.modes
     methods, notes = choose(
         models,
         masks=args.propagators,

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from ciri.checkpoints import list_files
-from ciri.errors import CheckpointError, CiriError
+from ciri.errors import CheckpointError, CiriError, EvaluationError
 from ciri.evaluation.store import stamp_of
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.base import Backbone
+from ciri.inpainting.driver import WindowBackbone
 from ciri.propagation import registry as propagators
 from ciri.propagation.base import Propagator
 from ciri.residue import registry as detectors
@@ -34,7 +35,8 @@ class Method:
 
     Attributes:
         masks: name of the propagator, or :data:`TRUE_MASKS`.
-        backbone: its name; of results that were made elsewhere, the name they were given.
+        backbone: its name; NAME@LABEL for a backbone with other weights than its usual ones; of results that were made
+            elsewhere, the name they were given.
         mode: how the masks reach the backbone.
         refined: name of the residue detector by which masks and pictures are refined afterwards; empty: they are not.
     """
@@ -48,6 +50,16 @@ class Method:
     def filler(self) -> str:
         """Backbone and mode."""
         return self.backbone if self.mode == AUTO else f"{self.backbone} ({self.mode})"
+
+    @property
+    def network(self) -> str:
+        """The backbone without the label of its weights."""
+        return self.backbone.partition("@")[0]
+
+    @property
+    def ablated(self) -> str:
+        """What tells this row of the paper's Table 2 from the others: the mode, or else the label of the weights."""
+        return self.backbone.partition("@")[2] if self.mode == AUTO else self.mode
 
     @property
     def title(self) -> str:
@@ -99,7 +111,10 @@ class Models:
         if key not in self._built:
             file = self.file_of(kind, name)
             given = {} if file is None else {"weights": file}
-            self._built[key] = registry.build(name, device=self.device, **given, **options)
+            plain, _, label = name.partition("@")
+            if label and file is None:
+                raise EvaluationError(f"Nothing says what {name} is: give its weights, --weights {name}=FILE.")
+            self._built[key] = registry.build(plain, device=self.device, **given, **options)
         return self._built[key]
 
     def file_of(self, kind: str, name: str) -> Path | None:
@@ -145,7 +160,7 @@ def choose(
         models: builds them.
         masks: propagators; None: all that have their weights.
         fillers: backbones; None: all that have their weights.
-        modes: in which every backbone is run; classical ones have :data:`AUTO` only.
+        modes: in which every backbone is run; those of our own have :data:`AUTO` only.
         true_masks: also inpaint the true masks.
         refined: name of a residue detector: every combination is also refined by it.
 
@@ -163,10 +178,10 @@ def choose(
         models.propagator(name)
     pairs: list[tuple[str, str]] = []
     for name in fillers:
-        classical = not models.backbone(name).facts.trained_for
-        if classical and set(modes) != {AUTO}:
-            notes.append(f"The backbone {name} is no network and has no modes; it was run once.")
-        for mode in (AUTO,) if classical else modes:
+        has_modes = isinstance(models.backbone(name), WindowBackbone)
+        if not has_modes and set(modes) != {AUTO}:
+            notes.append(f"The backbone {name} has no modes; it was run once.")
+        for mode in modes if has_modes else (AUTO,):
             try:
                 models.backbone(name, mode)
                 pairs.append((name, mode))

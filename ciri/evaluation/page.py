@@ -100,7 +100,7 @@ def _ablation(report: Report) -> str:
 
 def ablation_title(row: Row) -> str:
     """What Table 2 calls a row, and which models it was measured with."""
-    return f"{row.method.masks} + {row.method.backbone}: {ABLATION[row.method.mode]}"
+    return f"{row.method.masks} + {row.method.network}: {ABLATION[row.method.ablated]}"
 
 
 def method_title(row: Row) -> str:

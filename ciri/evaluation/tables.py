@@ -62,12 +62,18 @@ OTHER = [
     ),
 ]
 COLUMNS = [*LOCAL, *GLOBAL, *OTHER]
-#: The paper's Table 2: what its rows are called here, by the mode that they stand for.
+#: The paper's Table 2: what its rows are called here, by the mode (of published networks) or the variant of the weights
+#: (of ``lite``) that they stand for.
 ABLATION = {
     "hard": "baseline, hard masks",
+    "hard-mask": "baseline, trained and run with hard masks",
     "blend": "w/ target inactivation, without training for it",
     "gate": "w/ target inactivation (Eq. 1)",
+    "no-curriculum": "w/ target inactivation (Eq. 1), trained with true masks only",
+    "ciri": "w/ dual curriculum (Eq. 2, 3)",
 }
+#: Those of them that a backbone is told.
+MODES = ("hard", "blend", "gate")
 TABLE_2 = [*LOCAL, *(column for column in OTHER if column.key in ("jf", "cpu", "wall"))]
 #: Scores that are printed multiplied.
 _FACTORS = {"e_warp": 1000.0, "e_warp_masked": 1000.0}
@@ -119,17 +125,17 @@ class Report:
         return (max if column.better > 0 else min)(values) if values and column.better and len(values) > 1 else None
 
     def ablation(self) -> list[Row]:
-        """The rows of the paper's Table 2: methods that differ in their mode alone, from hard masks on."""
+        """The rows of the paper's Table 2: methods that differ in mode or weights alone, from hard masks on."""
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
-            if row.method.mode in ABLATION:
-                groups.setdefault((row.method.masks, row.method.backbone), []).append(row)
+            if row.method.ablated in ABLATION and not row.method.refined:
+                groups.setdefault((row.method.masks, row.method.network), []).append(row)
         order = list(ABLATION)
         return [
             row
             for rows in groups.values()
             if len(rows) > 1
-            for row in sorted(rows, key=lambda row: order.index(row.method.mode))
+            for row in sorted(rows, key=lambda row: order.index(row.method.ablated))
         ]
 
 

@@ -21,6 +21,7 @@ from ciri.frames import grow_mask, pad_to_multiple
 from ciri.inactivation.gate import area_average
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.driver import WindowBackbone
+from ciri.inpainting.lite import LiteBackbone
 
 #: Frames (N, 3, H, W) in [0, 1] to features (N, C, h, w), and the size of the picture that the features cover.
 Encoder = Callable[[Tensor], tuple[Tensor, tuple[int, int]]]
@@ -59,6 +60,8 @@ def describe_encoder(backbone: Backbone) -> str:
 
 def learned_beta(backbone: Backbone) -> float | None:
     """The b of Eq. 3 that a backbone's weights hold, None where nothing was learned."""
+    if isinstance(backbone, LiteBackbone):
+        return backbone.beta
     fusion = getattr(getattr(backbone, "network", None), "fusion", None)
     return None if fusion is None else float(fusion.beta.detach())
 

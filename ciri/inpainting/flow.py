@@ -59,13 +59,18 @@ class FlowBackbone:
 
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`."""
-        most = max(FEWEST, self.memory // (BYTES_PER_PIXEL * frames.shape[2] * frames.shape[3]))
+        most = longest_segment(self.memory, frames.shape[2], frames.shape[3])
         filled = fill_in_segments(self._fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
         return filled.to(frames.device)
 
     def _fill(self, frames: Tensor, inactivation: Tensor, on_step: OnStep) -> Tensor:
         candidates = propagate_pixels(frames, inactivation, passes=self.passes, on_step=part(on_step, 0.0, 0.7))
         return classical_fill(candidates, on_step=part(on_step, 0.7, 1.0))
+
+
+def longest_segment(memory: int, height: int, width: int) -> int:
+    """Return how many frames of a size may be worked on together with so many bytes."""
+    return max(FEWEST, memory // (BYTES_PER_PIXEL * height * width))
 
 
 def classical_fill(candidates: Candidates, *, on_step: OnStep = ignore) -> Tensor:

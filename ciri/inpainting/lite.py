@@ -1,31 +1,34 @@
 """The backbone ``lite``: copying along the flow, and a small trained network that repairs and completes it.
 
-Works through a clip in overlapping windows, so that memory does not grow with its length apart from input, output
-and the addresses of the copies. Dimensions: t frames, h w pixels.
+Copying needs the whole clip, or a long segment of it; the network sees one frame at a time, and of that the part around
+what is filled. Dimensions: t frames, h w pixels.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ciri.checkpoints import load_strictly, read_state_dict
+from ciri.checkpoints import identify, load_strictly, read_state_dict
 from ciri.errors import CheckpointError
+from ciri.flow.propagate import COVERED_ABOVE, HIDDEN_ABOVE
 from ciri.inpainting.base import BackboneFacts
+from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.lite_guidance import Copies, Guidance, find_copies, guidance
-from ciri.inpainting.lite_network import MULTIPLE, LiteConfig, LiteNetwork
+from ciri.inpainting.lite_network import MULTIPLE, REACH, LiteConfig, LiteNetwork
+from ciri.inpainting.segments import fill_in_segments
+from ciri.out_of_memory import BeforeRun, nothing
 from ciri.precision import choose_dtype
 from ciri.progress import OnStep, ignore, part
 
+#: What the header of the weight file calls this network.
+ARCHITECTURE = "backbone_lite"
 #: The weights that ship with the pack.
 SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "backbone_lite.safetensors"
-#: Frames per window, and frames that neighbouring windows share.
-WINDOW, OVERLAP = 16, 6
 
 
 class LiteBackbone:
@@ -34,11 +37,27 @@ class LiteBackbone:
     Args:
         network: trained weights.
         precision: "auto", "fp32", "bf16" or "fp16".
+        memory: bytes that may be used besides the clip and the result, as in
+            :class:`ciri.inpainting.flow.FlowBackbone`.
+
+    Attributes:
+        beta: the b of Eq. 3, where the weights were trained with the dual curriculum; else None.
+        before_run: called with the height and width of the frames before a run; may free memory for it.
     """
 
     name = "lite"
 
-    def __init__(self, network: LiteNetwork, *, device: torch.device | str = "cpu", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        network: LiteNetwork,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "auto",
+        memory: int = MEMORY,
+    ) -> None:
+        self.memory = memory
+        self.beta: float | None = None
+        self.before_run: BeforeRun = nothing
         self.device = torch.device(device)
         self.dtype = choose_dtype(precision, self.device)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -52,68 +71,92 @@ class LiteBackbone:
         with self._precision():
             return [scale.float() for scale in self.network.encode(frames.to(self.device))]
 
-    @torch.no_grad()
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`."""
-        copies = find_copies(frames, inactivation, on_step=part(on_step, 0.0, 0.6))
-        result = torch.empty_like(frames)
-        steps = part(on_step, 0.6, 1.0)
-        done = 0
-        for window, shared in windows(len(frames)):
-            filled = self._fill(copies, inactivation, window)
-            # frames that the window before filled too fade from one to the other
-            weight = (torch.arange(1, shared + 1) / (shared + 1)).reshape(-1, 1, 1, 1).to(filled)
-            head = result[window.start : window.start + shared]
-            result[window.start : window.start + shared] = torch.lerp(head, filled[:shared], weight)
-            result[window.start + shared : window.stop] = filled[shared:]
-            done = window.stop
-            steps(done, len(frames))
-        return result
+        height, width = frames.shape[2:]
+        self.before_run(height, width)
+        most = longest_segment(self.memory, height, width)
+        filled = fill_in_segments(self._fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
+        return filled.to(frames.device)
 
-    def _fill(self, copies: Copies, inactivation: Tensor, window: range) -> Tensor:
-        """Run the network on one window; returns (t, 3, h, w) in [0, 1] on the device of the clip."""
-        frames = copies.candidates.frames[window.start : window.stop]
-        mask = inactivation[window.start : window.stop]
-        guide = guidance(copies, window).to(self.device)
-        batched = Guidance(*(getattr(guide, name)[None] for name in guide.__dataclass_fields__))
+    def _fill(self, frames: Tensor, inactivation: Tensor, on_step: OnStep) -> Tensor:
+        """Fill one segment of a clip, all on the CPU."""
+        copies = find_copies(frames, inactivation, on_step=part(on_step, 0.0, 0.7))
+        steps = part(on_step, 0.7, 1.0)
+        for t in range(len(frames)):
+            self._repair(copies, inactivation, t)
+            steps(t + 1, len(frames))
+        return copies.fill
+
+    @torch.no_grad()
+    def _repair(self, copies: Copies, inactivation: Tensor, t: int) -> None:
+        """Write what the network makes of frame t's covered pixels over the classical fill."""
+        covered = inactivation[t, 0] > COVERED_ABOVE
+        box = around(covered)
+        if box is None:
+            return
+        rows, columns = box
+        frame, mask = (x[None, t : t + 1, :, rows, columns] for x in (copies.candidates.frames, inactivation))
+        if not self.network.config.gate:
+            mask = (mask > HIDDEN_ABOVE).float()
+        guide = guidance(copies, [t])
+        inputs = Guidance(*(getattr(guide, name)[None, ..., rows, columns] for name in guide.__dataclass_fields__))
         with self._precision():
-            filled = self.network(frames[None].to(self.device), batched, mask[None].to(self.device))[0]
-        return filled.float().clamp(0, 1).to(inactivation.device)
+            filled = self.network(frame.to(self.device), inputs.to(self.device), mask.to(self.device))[0, 0]
+        target = copies.fill[t, :, rows, columns]
+        torch.where(covered[rows, columns], filled.float().clamp(0, 1).cpu(), target, out=target)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def windows(count: int, length: int = WINDOW, overlap: int = OVERLAP) -> Iterator[tuple[range, int]]:
-    """Yield (frames, how many of them the window before held too) so that every frame is in a window.
+def around(covered: Tensor) -> tuple[slice, slice] | None:
+    """Rows and columns of the part around covered pixels that bears on them; None where nothing is covered.
 
-    All windows are of one length (or the clip's, if it is shorter); the last one reaches back as far as it has to.
+    Args:
+        covered: bool (h, w), sides multiples of :data:`ciri.inpainting.lite_network.MULTIPLE`.
     """
-    length = min(length, count)
-    start, end = 0, 0
-    while end < count:
-        start = min(start, count - length)
-        yield range(start, start + length), end - start if end else 0
-        end = start + length
-        start = end - overlap
+    sides = []
+    for axis in (0, 1):
+        (places,) = torch.nonzero(covered.any(1 - axis), as_tuple=True)
+        if not len(places):
+            return None
+        # on the network's grid: a part is filled as it is in the whole frame
+        start = max(int(places[0]) - REACH, 0) // MULTIPLE * MULTIPLE
+        stop = min(-(-(int(places[-1]) + 1 + REACH) // MULTIPLE) * MULTIPLE, covered.shape[axis])
+        sides.append(slice(start, stop))
+    return sides[0], sides[1]
 
 
 def load_lite(
-    path: str | os.PathLike[str] = SHIPPED, *, device: torch.device | str = "cpu", precision: str = "auto"
+    path: str | os.PathLike[str] | None = None, *, device: torch.device | str = "cpu", precision: str = "auto"
 ) -> LiteBackbone:
     """Load trained weights.
+
+    Args:
+        path: a file of ``python -m ciri train backbone``; None: the weights that ship with the pack.
+        device, precision: as :class:`LiteBackbone` takes them.
 
     Raises:
         CheckpointError: unreadable, or not weights of this network.
     """
+    path = SHIPPED if path is None else path
     state, metadata = read_state_dict(path)
+    found = metadata.get("architecture") or identify(state)
+    if found != ARCHITECTURE:
+        raise CheckpointError(
+            f"{os.fspath(path)} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the "
+            "small backbone that 'python -m ciri train backbone' makes."
+        )
     try:
-        config = LiteConfig(**json.loads(metadata["config"]))
-        network = LiteNetwork(config)
+        network = LiteNetwork(LiteConfig(**json.loads(metadata["config"])))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{os.fspath(path)} does not hold weights of the backbone lite (its header says no sizes); "
-            "expected a file that 'python -m ciri train backbone' wrote."
+            f"The header of {os.fspath(path)} does not say the sizes of the network ({error}); it was written by "
+            "another version of 'python -m ciri train backbone', or changed."
         ) from error
-    load_strictly(network, state, model="lite backbone", path=path)
-    return LiteBackbone(network, device=device, precision=precision)
+    load_strictly(network, state, model=ARCHITECTURE, path=path)
+    backbone = LiteBackbone(network, device=device, precision=precision)
+    if metadata.get("variant") == "ciri":
+        backbone.beta = float(network.fusion.beta.detach())
+    return backbone

@@ -10,15 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.flow.propagate import Candidates, propagate_pixels
 from ciri.inpainting.flow import classical_fill
 from ciri.progress import OnStep, ignore, part
 
-#: The network warps features of an eighth of the resolution.
-FLOW_SCALE = 8
 #: Rounds of flow, as the classical backbone makes by default.
 PASSES = 2
 
@@ -31,15 +28,12 @@ class Guidance:
         base: (T, 3, H, W), the classical fill.
         before, after: (T, 3, H, W), copies from the past and from the future; the base where there is none.
         cues: (T, 4, H, W), trust in before and after (0 = none), then the inverse distances to their sources.
-        forward, backward: (T-1, 2, H/8, W/8), completed flow between neighbours, in pixels of that size.
     """
 
     base: Tensor
     before: Tensor
     after: Tensor
     cues: Tensor
-    forward: Tensor
-    backward: Tensor
 
     def to(self, device: torch.device | str) -> Guidance:
         """Return a copy on another device."""
@@ -73,18 +67,14 @@ def find_copies(frames: Tensor, inactivation: Tensor, *, passes: int = PASSES, o
 
 
 def guidance(copies: Copies, window: Iterable[int]) -> Guidance:
-    """Return the network's inputs for consecutive frames of a clip.
+    """Return the network's inputs for some frames of a clip.
 
     Args:
         copies: of :func:`find_copies`.
-        window: consecutive frame numbers.
+        window: frame numbers.
     """
-    window = list(window)
     rows = [_frame(copies, t) for t in window]
-    base, before, after, cues = (torch.stack(column) for column in zip(*rows, strict=True))
-    pairs = slice(window[0], window[-1])
-    candidates = copies.candidates
-    return Guidance(base, before, after, cues, _coarse(candidates.forward[pairs]), _coarse(candidates.backward[pairs]))
+    return Guidance(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _frame(copies: Copies, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,9 +84,3 @@ def _frame(copies: Copies, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     before, after = (torch.where(copy.valid, copy.colours, base) for copy in sides)
     near = [copy.valid / copy.distance.clamp(min=1) for copy in sides]
     return base, before, after, torch.cat([sides[0].trust, sides[1].trust, *near])
-
-
-def _coarse(flow: Tensor) -> Tensor:
-    h, w = flow.shape[-2:]
-    size = (-(-h // FLOW_SCALE), -(-w // FLOW_SCALE))
-    return F.adaptive_avg_pool2d(flow, size) / FLOW_SCALE

@@ -22,6 +22,12 @@ def _flow(**options: Any) -> Backbone:
     return FlowBackbone(**options)
 
 
+def _lite(*, weights: Any = None, **options: Any) -> Backbone:
+    from ciri.inpainting.lite import load_lite
+
+    return load_lite(weights, **options)
+
+
 def _published(model: str, *, weights: Any = None, **options: Any) -> Backbone:
     from ciri.inpainting.load import load_backbone
 
@@ -32,6 +38,7 @@ def _published(model: str, *, weights: Any = None, **options: Any) -> Backbone:
 
 _MAKERS: dict[str, Callable[..., Backbone]] = {
     "flow": _flow,
+    "lite": _lite,
     **{model: partial(_published, model) for model in ("e2fgvi", "e2fgvi_hq", "fuseformer", "dstt", "sttn")},
 }
 
@@ -46,7 +53,7 @@ def build(name: str, **options: Any) -> Backbone:
 
     Args:
         name: one of :func:`names`.
-        options: ``device`` for any backbone, ``weights`` (a file) for the published networks; the others as the
+        options: ``device`` for any backbone, ``weights`` (a file) for the networks; the others as the
             backbone's own constructor or :func:`ciri.inpainting.load.load_backbone` takes them.
 
     Raises:

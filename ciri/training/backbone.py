@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ciri.inpainting.lite import ARCHITECTURE
+from ciri.inpainting.lite_network import LiteNetwork
 from ciri.progress import OnStep, ignore
 from ciri.training.backbone_settings import VARIANTS, Settings
 from ciri.training.backbone_trainer import BackboneTrainer, candidate_maps, grow_batch
 from ciri.training.distributed import Team
 from ciri.training.run import RunFolder, fit, open_run, write_atomically
-from ciri.training.samples import Batch, SamplePool, SampleStream
+from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream, Source
+from ciri.training.samples import Batch, Part
 
 __all__ = ["VARIANTS", "BackboneTrainer", "Settings", "candidate_maps", "export", "grow_batch", "train_backbone"]
 
@@ -48,13 +51,11 @@ def train_backbone(
         settings.length,
         seed=settings.seed,
         # numbers far apart, so that a continued run does not see the first samples again
-        start=start if settings.workers == 0 else start * 100,
+        start=0 if settings.keep is not None else start if settings.workers == 0 else start * 100,
         share=(team.rank, team.size),
         predictions=settings.predictions,
     )
-    pool = SamplePool(
-        stream, workers=settings.workers, capacity=settings.pool, device=settings.device, reuse=settings.reuse
-    )
+    pool = _source(settings, stream, on_step)
     held = held_back_batches(settings) if team.main else []
     if held:
         say(f"{len(held)} held-back clips; copying alone: {_copied(trainer.validate(held))}")
@@ -64,7 +65,8 @@ def train_backbone(
     def step(number: int, progress: float) -> Mapping[str, Tensor | float]:
         state["progress"] = progress
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + number * team.size + team.rank)
-        batch = pool.draw(settings.batch, settings.window, random, trainer.wrong_share(progress))
+        batch = pool.draw(settings.batch, settings.window, settings.crop, random, trainer.wrong_share(progress))
+        batch = batch.to(settings.device)
         batch.colour_jitter(random)
         return {**trainer.step(batch, progress, number), "samples made": float(pool.made)}
 
@@ -101,17 +103,28 @@ def _copied(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f} dB" for name, value in values.items() if name.endswith("copied"))
 
 
+def _source(settings: Settings, stream: SampleStream, on_step: OnStep) -> Source:
+    """Where this run draws its batches from."""
+    if settings.keep is not None:
+        return SampleFiles(stream, settings.keep, settings.pool, workers=settings.workers, on_step=on_step)
+    return SamplePool(
+        stream, workers=settings.workers, capacity=settings.pool, device=settings.device, reuse=settings.reuse
+    )
+
+
 def held_back_batches(settings: Settings) -> list[Batch]:
     """Make the validation clips, half with true masks, from scenes that are not trained on."""
     size = (settings.height, settings.width)
-    stream = SampleStream(settings.data, size, settings.window, seed=0, held_back=True)
+    stream = SampleStream(settings.data, size, settings.length, seed=0, held_back=True)
     maker, batches = stream.maker(), []
     for index in range(settings.held_back):
         stream.wrong = float(index % 2)
         sample = stream.sample(maker, index)
         if not index % 2:
             sample.masks[:, 1] = sample.masks[:, 0]
-        batches.append(Batch.of([sample.to(settings.device)]))
+        # every third frame: neighbours say the same again
+        some = Part(list(range(0, settings.length, 3)), slice(None), slice(None), flip=False)
+        batches.append(Batch.of([sample.part(some)]).to(settings.device))
     return batches
 
 
@@ -121,16 +134,26 @@ def weights_file(trainer: BackboneTrainer, run: RunFolder) -> Path:
 
 
 def export(trainer: BackboneTrainer, run: RunFolder, step: int) -> Path:
-    """Write the averaged weights, fp16, with what made them in the header."""
-    network, target = trainer.average.network, weights_file(trainer, run)
+    """Write the averaged weights with what made them in the header."""
+    target = weights_file(trainer, run)
+    save_network(trainer.average.network, target, {"variant": trainer.settings.variant, "steps": str(step)})
+    return target
+
+
+def save_network(network: LiteNetwork, target: Path, facts: Mapping[str, str]) -> None:
+    """Write weights in fp16, as :func:`ciri.inpainting.lite.load_lite` reads them.
+
+    Args:
+        network: on any device.
+        target: the file; replaced only once the new one is whole.
+        facts: more for the header.
+    """
     tensors = {name: value.half().contiguous().cpu() for name, value in network.state_dict().items()}
     metadata = {
-        "architecture": "ciri.lite",
+        "architecture": ARCHITECTURE,
         "config": json.dumps(network.config.to_dict()),
         "trained_for": "inactivation" if network.config.gate else "hard mask",
-        "variant": trainer.settings.variant,
-        "steps": str(step),
         "licence": "Apache-2.0",
+        **facts,
     }
     write_atomically(target, lambda file: save_file(tensors, file, metadata))
-    return target

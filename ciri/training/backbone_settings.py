@@ -24,13 +24,16 @@ class Settings:
         variant: one of :data:`VARIANTS`.
         minutes, plan_minutes: of this call and of all calls together.
         steps: most steps of all calls together.
-        batch, window: clips per step and frames per clip.
+        batch, window: clips per step and frames of each.
         height, width, length: of the samples.
+        crop: height and width of what is cut out of them for a step.
         rate: learning rate at the start; it falls along a cosine.
         pretraining: share of the plan before the dual curriculum begins.
+        perceptual: weight of the perceptual loss.
         adversarial_from: progress after which the discriminator joins (1 = never).
         workers: processes that make samples; 0 = none, reproducible to the bit.
         pool: samples held for reuse.
+        keep: folder in which as many samples are made first and kept, instead of held in memory and replaced.
         reuse: how often each is drawn before workers replace it, where they are quicker than the training.
         init: exported weights to begin with.
         predictions: propagator whose masks are among the wrong ones, or "" for made-up ones only.
@@ -44,15 +47,18 @@ class Settings:
     plan_minutes: float | None = None
     steps: int = 100_000
     batch: int = 8
-    window: int = 10
-    height: int = 144
-    width: int = 256
-    length: int = 20
-    rate: float = 4e-4
+    window: int = 3
+    height: int = 240
+    width: int = 432
+    length: int = 12
+    crop: tuple[int, int] = (128, 192)
+    rate: float = 1e-3
     pretraining: float = PRETRAINING
+    perceptual: float = 0.1
     adversarial_from: float = 1.0
     workers: int = 0
     pool: int = 512
+    keep: Path | None = None
     reuse: int = 0
     seed: int = 1
     init: Path | None = None

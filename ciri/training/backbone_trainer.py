@@ -34,8 +34,11 @@ from ciri.training.losses import (
     mean_over_frames,
     reconstruction,
 )
+from ciri.training.perceptual import PerceptualLoss
 from ciri.training.samples import GROW, Batch
 
+#: Mean squared error that counts as perfect in the loss: 40 dB.
+FLOOR = 1e-4
 #: Share of samples whose copies are made with wrong masks at the end: good trackers are often right.
 WRONG_AT_THE_END = 0.7
 
@@ -80,6 +83,7 @@ class BackboneTrainer:
         )
         self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), 1e-4, betas=(0.0, 0.99), fused=fused)
         self.model: nn.Module = self.network
+        self.perceptual = PerceptualLoss().to(device) if settings.perceptual > 0 else None
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -114,7 +118,7 @@ class BackboneTrainer:
         with self.autocast():
             output, inactivation = self.fill(batch, progress)
         region = torch.maximum(batch.true, (inactivation > 0.02).float())
-        psnr = mean_over_frames(frame_psnr(output, batch.clean, batch.true))
+        psnr = mean_over_frames(frame_psnr(output, batch.clean, batch.true, FLOOR))
         losses = {
             "l1": reconstruction(output, batch.clean, region),
             "gradient": gradient_difference(output, batch.clean, region),
@@ -122,6 +126,10 @@ class BackboneTrainer:
         }
         # decibels count a gain on easy frames as much as on hard ones, which L1 hardly sees
         total = losses["l1"] + 0.3 * losses["gradient"] - 0.004 * psnr
+        if self.perceptual is not None:
+            seen = self.perceptual(output.flatten(0, 1), batch.clean.flatten(0, 1), region.flatten(0, 1))
+            losses["perceptual"] = seen
+            total = total + self.settings.perceptual * seen
         if progress >= self.settings.adversarial_from:
             total = total + ADVERSARIAL * self._adversarial(output, batch, losses)
         self.optimiser.zero_grad(set_to_none=True)
@@ -131,7 +139,7 @@ class BackboneTrainer:
         self.optimiser.step()
         self.average.update(self.network, number)
         with torch.no_grad():
-            gain = psnr - mean_over_frames(frame_psnr(batch.guide.base, batch.clean, batch.true))
+            gain = psnr - mean_over_frames(frame_psnr(batch.guide.base, batch.clean, batch.true, FLOOR))
         logged = {name: value.detach() for name, value in losses.items()}
         return {
             **logged,

@@ -34,12 +34,17 @@ def gradient_difference(output: Tensor, clean: Tensor, region: Tensor) -> Tensor
     return (across + down) / team_mean(6 * region.sum()).clamp(min=1)
 
 
-def frame_psnr(output: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
-    """PSNR in dB over the pixels under a binary mask, per frame that has any: (frames,)."""
+def frame_psnr(output: Tensor, clean: Tensor, mask: Tensor, floor: float = 0.0) -> Tensor:
+    """PSNR in dB over the pixels under a binary mask, per frame that has any: (frames,).
+
+    Args:
+        floor: a mean squared error that is added to each frame's, so that in a loss frames that are nearly perfect
+            already do not outweigh all others.
+    """
     error = ((output - clean).square() * mask).sum((-3, -2, -1))
     pixels = 3 * mask.sum((-3, -2, -1))
     shown = pixels > 0
-    return -10 * torch.log10((error[shown] / pixels[shown]).clamp(min=1e-8))
+    return -10 * torch.log10((error[shown] / pixels[shown] + floor).clamp(min=1e-8))
 
 
 def mean_over_frames(values: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class WrongMasks:
     """
 
     def __init__(self, propagator: str = "", share: float = SHARE) -> None:
+        self.name = propagator
         self.propagator: Propagator | None = registry.build(propagator) if propagator else None
         self.share = share
 

@@ -189,7 +189,7 @@ def test_every_command_module_makes_a_command():
 def test_every_published_backbone_has_a_name():
     from ciri.inpainting import load, registry
 
-    assert set(registry.names()) == {"flow", *load.NETWORKS}
+    assert set(registry.names()) == {"flow", "lite", *load.NETWORKS}
 
 
 def test_the_device_is_a_gpu_only_where_there_is_one():

@@ -16,7 +16,9 @@ from ciri.evaluation.methods import TRUE_MASKS, Method, Models, choose
 from ciri.evaluation.run import Runner, Settings
 from ciri.evaluation.tolerance import tolerance_curves
 from ciri.inpainting.base import BackboneFacts
+from ciri.inpainting.lite_network import LiteConfig, LiteNetwork
 from ciri.propagation.base import MaskTrack
+from ciri.training.backbone import save_network
 from tests.ciri.evaluation.conftest import COUNT
 
 I3D_MARK = {"Conv3d_1a_7x7.conv3d.weight": torch.zeros(64, 3, 7, 7, 7)}
@@ -216,3 +218,16 @@ def test_methods_that_can_be_built():
         choose(models, masks=["nobody"], fillers=["flow"])
     with pytest.raises(CiriError, match="weight file"):
         choose(models, masks=["flow"], fillers=["sttn"])
+
+
+def test_a_label_gives_a_backbone_other_weights(tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_network(LiteNetwork(LiteConfig(8, 8, 8, 8, 1)), file, {"variant": "no-curriculum"})
+    models = Models(torch.device("cpu"), weights={"lite@no-curriculum": file})
+    methods, notes = choose(models, masks=["flow"], fillers=["lite@no-curriculum", "flow"], modes=["hard", "gate"])
+    assert [(m.backbone, m.mode) for m in methods] == [("lite@no-curriculum", "auto"), ("flow", "auto")]
+    assert any("lite@no-curriculum has no modes" in note for note in notes)
+    assert models.backbone("lite@no-curriculum").network.config.half == 8
+    assert models.stamp("backbone", "lite@no-curriculum")
+    with pytest.raises(CiriError, match="--weights lite@ciri=FILE"):
+        choose(models, masks=["flow"], fillers=["lite@ciri"])

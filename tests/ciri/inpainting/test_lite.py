@@ -1,22 +1,30 @@
+import cv2
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError
 from ciri.inpainting.base import Backbone
-from ciri.inpainting.lite import LiteBackbone, load_lite, windows
+from ciri.inpainting.lite import LiteBackbone, around, load_lite
 from ciri.inpainting.lite_guidance import Guidance, find_copies, guidance
-from ciri.inpainting.lite_network import LiteConfig, LiteNetwork
+from ciri.inpainting.lite_network import (
+    CANDIDATES,
+    MULTIPLE,
+    REACH,
+    LiteConfig,
+    LiteNetwork,
+    candidates_of,
+    soften,
+)
 from ciri.inpainting.remove import remove
 
-SMALL = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=2, heads=2)
+SMALL = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=2)
 
 
 def pan(frames=6, height=48, width=64):
     """A texture that moves left by 3 pixels a frame, and a square target that stands still."""
-    wide = torch.nn.functional.interpolate(
-        torch.rand(1, 3, 12, 40, generator=torch.Generator().manual_seed(1)), size=(height, 160), mode="bicubic"
-    )[0].clamp(0, 1)
+    noise = torch.rand(1, 3, 12, 40, generator=torch.Generator().manual_seed(1))
+    wide = torch.nn.functional.interpolate(noise, (height, max(160, width + 3 * frames)), mode="bicubic")[0].clamp(0, 1)
     clean = torch.stack([wide[:, :, 3 * t : 3 * t + width] for t in range(frames)])
     mask = torch.zeros(frames, 1, height, width)
     mask[:, :, 18:30, 28:37] = 1
@@ -51,9 +59,16 @@ def test_a_new_network_returns_nearly_the_copied_clip():
     _, frames, mask = pan()
     guide = guide_of(frames, mask)
     out = LiteNetwork(SMALL)(frames[None], guide, mask[None])
-    share = torch.softmax(torch.tensor([4.0, 0.0, 0.0]), 0)
-    expected = share[0] * guide.base + share[1] * guide.before + share[2] * guide.after
+    share = torch.softmax(torch.tensor([3.0] + [0.0] * (CANDIDATES - 1)), 0)
+    expected = (share[:, None, None, None] * candidates_of(guide)).sum(1)[None]
     assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_softening_is_a_gaussian_blur():
+    image = torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(3))
+    expected = cv2.GaussianBlur(image[0].permute(1, 2, 0).numpy(), (25, 25), 4.0, borderType=cv2.BORDER_REPLICATE)
+    assert (soften(image, 4.0)[0].permute(1, 2, 0) - torch.from_numpy(expected)).abs().max() < 1e-3
+    assert torch.allclose(soften(torch.full((1, 1, 9, 9), 0.3), 1.5), torch.tensor(0.3))
 
 
 def test_the_network_does_not_see_inactivated_pixels():
@@ -97,15 +112,47 @@ def test_clips_of_a_batch_do_not_mix():
     assert torch.allclose(both[:1], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("count", "length", "overlap"), [(1, 16, 6), (16, 16, 6), (17, 16, 6), (50, 16, 6), (9, 4, 1)])
-def test_windows_cover_every_frame_and_share_at_least_the_overlap(count, length, overlap):
-    seen = 0
-    for window, shared in windows(count, length, overlap):
-        assert len(window) == min(length, count)
-        assert window.start + shared == seen  # exactly what was filled before is shared
-        assert shared >= overlap or window.start == 0
-        seen = window.stop
-    assert seen == count
+@pytest.mark.parametrize("at", [(0, 0), (100, 150), (200, 300), (255, 383)])
+def test_the_part_around_a_hole_reaches_as_far_as_the_picture_bears_on_it(at):
+    covered = torch.zeros(256, 384, dtype=torch.bool)
+    assert around(covered) is None
+    covered[at] = True
+    for part, place, side in zip(around(covered), at, (256, 384), strict=True):
+        assert part.start % MULTIPLE == 0 and (part.stop - part.start) % MULTIPLE == 0
+        assert part.start <= max(place - REACH, 0) and part.stop >= min(place + REACH + 1, side)
+        assert part.stop - part.start <= 2 * REACH + 2 * MULTIPLE
+
+
+def test_working_on_the_part_around_the_hole_changes_next_to_nothing():
+    """Against the network on the whole frame."""
+    _, frames, mask = pan(3, 192, 256)
+    network = random_network()
+    found = LiteBackbone(network, precision="fp32").inpaint(frames, mask)
+    guide = guide_of(frames, mask)
+    with torch.no_grad():
+        whole = network(frames[None], guide, mask[None])[0].clamp(0, 1)
+    hidden = (mask > 0).expand_as(frames)
+    base = find_copies(frames, mask).fill
+    assert (found - whole)[hidden].abs().max() < 0.05 * (whole - base)[hidden].abs().max()
+    assert torch.equal(found[~hidden], frames[~hidden])
+
+
+def test_a_long_clip_is_filled_in_segments():
+    _, frames, mask = pan(40)
+    calls = []
+    backbone = LiteBackbone(LiteNetwork(SMALL), precision="fp32", memory=1)
+    backbone.before_run = lambda *size: calls.append(size)
+    one = LiteBackbone(LiteNetwork(SMALL), precision="fp32")
+    steps = []
+    out = backbone.inpaint(frames, mask, on_step=lambda d, t: steps.append(d / t))
+    assert calls == [(48, 64)] and steps == sorted(steps) and steps[-1] == 1
+    # the copies of this pan lie a few frames away, well within a segment
+    assert (out - one.inpaint(frames, mask)).abs().mean() < 2e-3
+
+
+def test_a_clip_without_a_hole_comes_back():
+    _, frames, mask = pan(3)
+    assert torch.equal(LiteBackbone(LiteNetwork(SMALL), precision="fp32").inpaint(frames, 0 * mask), frames)
 
 
 def test_the_backbone_fills_a_clip_of_any_length_and_leaves_the_rest():

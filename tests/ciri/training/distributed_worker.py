@@ -13,13 +13,14 @@ from ciri.training import published
 from ciri.training.backbone import BackboneTrainer, Settings
 from ciri.training.distributed import average_gradients, join, mean_values
 from ciri.training.run import fit, open_run
-from ciri.training.samples import Batch, SampleStream
+from ciri.training.sample_sources import SampleStream
+from ciri.training.samples import Batch
 from tests.ciri.training.tiny_network import Tiny
 
 
 def train(data, numbers, steps):
     """Train a tiny network on samples 4 n + number of the stream in step n; return the losses and the trainer."""
-    small = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=1, heads=2)
+    small = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=1)
     trainer = BackboneTrainer(Settings(data=data, out=data, config=small, adversarial_from=0.0, rate=1e-3))
     stream = SampleStream(data, (32, 48), 3, seed=5)
     maker, logged = stream.maker(), []

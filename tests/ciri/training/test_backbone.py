@@ -9,13 +9,14 @@ from ciri.errors import TrainingError
 from ciri.inpainting.lite import load_lite
 from ciri.inpainting.lite_network import LiteConfig
 from ciri.training.backbone import BackboneTrainer, Settings, candidate_maps, train_backbone
-from ciri.training.samples import Batch, SamplePool, SampleStream
+from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream
+from ciri.training.samples import Batch, random_part
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
 pack = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(pack)
 
-SMALL = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=2, heads=2)
+SMALL = LiteConfig(half=8, quarter=8, eighth=16, sixteenth=16, deep=2)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def settings(data, out, **more):
     return Settings(
         **{
             **dict(data=data, out=out, steps=2, batch=2, window=3, height=32, width=48, length=4, pool=4),
+            **dict(crop=(32, 32)),
             **dict(config=SMALL, held_back=2, look_every=2, log_every=1),
             **more,
         }
@@ -70,7 +72,7 @@ def test_the_loss_falls_on_one_batch(data, tmp_path):
     trainer = BackboneTrainer(settings(data, tmp_path, rate=3e-3))
     pool = SamplePool(SampleStream(data, (32, 48), 4, seed=1), workers=0, capacity=4, device="cpu")
     pool.wait(4)
-    batch = pool.draw(4, 3, torch.Generator().manual_seed(0), 0.0)
+    batch = pool.draw(4, 3, (32, 48), torch.Generator().manual_seed(0), 0.0)
     losses = [float(trainer.step(batch, 0.0, 300 + n)["l1"]) for n in range(30)]
     assert min(losses[-5:]) < 0.9 * losses[0]
 
@@ -79,7 +81,7 @@ def test_the_adversarial_polish_trains_both(data, tmp_path):
     trainer = BackboneTrainer(settings(data, tmp_path, adversarial_from=0.5))
     before = trainer.critic.layers[0].parametrizations.weight.original.clone()
     pool = SamplePool(SampleStream(data, (64, 64), 4, seed=1), workers=0, capacity=4, device="cpu")
-    values = trainer.step(pool.draw(2, 3, torch.Generator().manual_seed(0), 0.0), 0.9, 300)
+    values = trainer.step(pool.draw(2, 3, (64, 64), torch.Generator().manual_seed(0), 0.0), 0.9, 300)
     assert {"critic", "adversarial"} <= set(values) and all(torch.isfinite(torch.as_tensor(v)) for v in values.values())
     assert not torch.equal(before, trainer.critic.layers[0].parametrizations.weight.original)
 
@@ -102,13 +104,48 @@ def test_wrong_copies_appear_with_the_curriculum_only(data, tmp_path):
     assert BackboneTrainer(settings(data, tmp_path, variant="no-curriculum")).wrong_share(1.0) == 0
 
 
-def test_a_mirrored_window_mirrors_the_flow(data):
+def test_a_part_is_cut_out_of_everything_alike(data):
     stream = SampleStream(data, (32, 48), 4, seed=2)
     sample = stream.sample(stream.maker(), 1)
-    flipped = sample.window(1, 3, True)
-    assert torch.equal(flipped.images, sample.images[1:4].flip(-1))
-    assert torch.equal(flipped.flow[:, 0], -sample.flow[1:3, 0].flip(-1))
-    assert torch.equal(flipped.flow[:, 1], sample.flow[1:3, 1].flip(-1))
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        part = random_part(sample.masks, 2, (16, 24), random)
+        cut = sample.part(part)
+        assert cut.images.shape == (2, 15, 16, 24) and cut.cues.shape == (2, 4, 16, 24)
+        assert part.frames == sorted(set(part.frames))
+        whole = sample.images[part.frames, :, part.rows, part.columns]
+        assert torch.equal(cut.images, whole.flip(-1) if part.flip else whole)
+        if sample.masks[part.frames, 0].any():
+            assert sample.masks[:, 0, part.rows, part.columns].any()
+    everything = random_part(sample.masks, 9, (99, 99), random)
+    assert sample.part(everything).images.shape == sample.images.shape
+
+
+def test_kept_samples_are_those_of_the_stream_and_are_made_once(data, tmp_path):
+    stream = SampleStream(data, (32, 48), 4, seed=3, wrong=0.5)
+    kept = SampleFiles(stream, tmp_path, 4)
+    written = {f.name: f.stat().st_mtime_ns for f in tmp_path.iterdir()}
+    assert len(written) == 4
+    maker = stream.maker()
+    there = {tuple(stream.sample(maker, n).images.flatten().tolist()) for n in range(4)}
+    random = torch.Generator().manual_seed(0)
+    batch = kept.draw(8, 4, (32, 48), random, 0.5)
+    assert batch.frames.shape == (8, 4, 3, 32, 48)
+    images = [batch.frames, batch.clean, batch.guide.base, batch.guide.before, batch.guide.after]
+    drawn = (torch.cat(images, 2) * 255).round().byte()
+    assert all({tuple(x.flatten().tolist()), tuple(x.flip(-1).flatten().tolist())} & there for x in drawn)
+    # a longer run makes only what is missing, another stream its own
+    SampleFiles(stream, tmp_path, 5)
+    SampleFiles(SampleStream(data, (32, 48), 4, seed=4, wrong=0.5), tmp_path, 1)
+    now = {f.name: f.stat().st_mtime_ns for f in tmp_path.iterdir()}
+    assert len(now) == 6 and written.items() <= now.items()
+
+
+def test_a_run_on_kept_samples_goes_on(data, tmp_path):
+    for steps in (1, 2):
+        train_backbone(settings(data, tmp_path / "run", steps=steps, keep=tmp_path / "kept"))
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+    assert [step for step, _ in read_curves(tmp_path / "run")["l1"]] == [1, 2]
 
 
 def test_an_unknown_variant_is_refused(data, tmp_path):
@@ -124,9 +161,9 @@ def test_a_full_pool_waits_until_its_samples_were_used(data):
         pool.wait(2)
         random = torch.Generator().manual_seed(0)
         for _ in range(2):
-            pool.draw(2, 4, random, 0.5)
+            pool.draw(2, 4, (32, 48), random, 0.5)
             assert pool.made == 2
-        pool.draw(2, 4, random, 0.5)
+        pool.draw(2, 4, (32, 48), random, 0.5)
         pool.wait(3)
         assert len(pool.samples) == 2
     finally:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ciri.errors import TrainingError
 from ciri.training.curves import Curves
 from ciri.training.distributed import average_gradients, join, team_mean
-from ciri.training.samples import SampleStream
+from ciri.training.sample_sources import SampleStream
 from tests.ciri.training import distributed_worker as worker
 from tests.ciri.training import test_data as pack
 from tests.ciri.training.tiny_network import write_tiny
