@@ -114,9 +114,9 @@ def count_decoded(network_type: type, stride: int) -> list[int]:
     cells: list[int] = []
     decode = network_type.decode
 
-    def counted(self: Any, readout: Tensor, features: Any) -> Tensor:
+    def counted(self: Any, readout: Tensor, *more: Any) -> Tensor:
         cells.append(readout.shape[-2] * readout.shape[-1])
-        return decode(self, readout, features)
+        return decode(self, readout, *more)
 
     network_type.decode = counted
     return cells

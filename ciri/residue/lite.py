@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ciri.checkpoints import identify, load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.frames import check_annotation, grow_mask
-from ciri.propagation.lite import C4, C8, C16, Lite0Encoder, ScaledConv
+from ciri.propagation.lite_encoder import C4, C8, C16, Lite0Encoder, ScaledConv
 from ciri.residue.base import Box
 from ciri.residue.crops import crop, search_window, target_box
 from ciri.residue.parts import Cells, choose_cells, evidence, gather_cells

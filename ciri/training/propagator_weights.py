@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ciri.errors import TrainingError
-from ciri.propagation.lite import InvertedResidual, Lite0Encoder, LiteNetwork, ScaledConv, load_lite
+from ciri.propagation.lite import LiteNetwork, load_lite
+from ciri.propagation.lite_encoder import InvertedResidual, Lite0Encoder, ScaledConv
 
 
 class Average:

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ciri.checkpoints import write_safetensors
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
-from ciri.propagation.lite import Lite0Encoder
+from ciri.propagation.lite_encoder import Lite0Encoder
 from ciri.residue.lite import ARCHITECTURE, ResidueNetwork, load_lite
 from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace

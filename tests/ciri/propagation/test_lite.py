@@ -9,7 +9,8 @@ from ciri.errors import CheckpointError
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.confidence import DISSENT, agreement
 from ciri.propagation.engine import Annotation, MemoryPropagator
-from ciri.propagation.lite import ARCHITECTURE, LITE0_BLOCKS, LiteNetwork, ScaledConv, build_lite, load_lite
+from ciri.propagation.lite import ARCHITECTURE, LiteNetwork, build_lite, load_lite
+from ciri.propagation.lite_encoder import LITE0_BLOCKS, ScaledConv
 from ciri.propagation.network import FrameFeatures
 from ciri.propagation.tracking import aggregate
 from ciri.training.propagator_report import export
