@@ -1,9 +1,14 @@
 """Mask quality of a propagator: J, F and J&F on clips with known masks, given the first mask only.
 
     python benchmarks/propagation_quality.py --eval DIR [--propagator flow] [--only bear camel] [--sheets OUT]
+                                             [--precision fp32] [--against bf16]
 
 DIR holds NAME.mp4 with NAME_mask.npz beside it: `bits` = np.packbits of the boolean masks, `shape` = (T, H, W).
 Every frame after the first is scored. `--sheets` writes a picture per clip: the mask's outline (true one in green).
+`--against` runs every clip in another precision too and counts the pixels that come out differently.
+
+At the end: how well the confidence tells bad frames, as the chance that a frame with J < 0.7 has a lower confidence than
+one with a higher J (0.5: it tells nothing), over all frames of all clips.
 """
 
 from __future__ import annotations
@@ -22,6 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ciri.errors import CiriError
 from ciri.metrics.segmentation import segmentation_score
 from ciri.propagation import registry
+from ciri.propagation.base import Propagator
+
+#: A mask that overlaps the truth less is bad.
+BAD_BELOW = 0.7
 
 
 def read_clip(path: Path) -> np.ndarray:
@@ -58,16 +67,30 @@ def contact_sheet(clip: np.ndarray, predicted: np.ndarray, true: np.ndarray, cel
     return np.vstack([np.hstack(tiles[row : row + 4]) for row in range(0, len(tiles), 4)])
 
 
+def build(name: str, precision: str | None) -> Propagator:
+    """The propagator, in a precision if one is given and it has one."""
+    return registry.build(name, **({} if precision is None else {"precision": precision}))
+
+
+def chance_of_lower(values: np.ndarray, chosen: np.ndarray) -> float:
+    """The chance that a chosen value is lower than another one, ties half: the area under the ROC curve."""
+    below = (values[chosen][:, None] < values[~chosen][None]).mean()
+    return float(below + 0.5 * (values[chosen][:, None] == values[~chosen][None]).mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eval", type=Path, required=True, metavar="DIR")
     parser.add_argument("--propagator", default="flow", choices=registry.names())
     parser.add_argument("--only", nargs="*", help="names of clips (default: all)")
     parser.add_argument("--sheets", type=Path, help="folder for overlay pictures")
+    parser.add_argument("--precision", help="fp32, bf16, fp16 or auto, for networks (default: auto)")
+    parser.add_argument("--against", metavar="PRECISION", help="also run in this precision and compare the masks")
     arguments = parser.parse_args()
     names = arguments.only or sorted(p.stem for p in arguments.eval.glob("*.mp4"))
-    propagator = registry.build(arguments.propagator)
-    rows = []
+    propagator = build(arguments.propagator, arguments.precision)
+    other = build(arguments.propagator, arguments.against) if arguments.against else None
+    rows, differing, overlaps, confidences = [], [], [], []
     print(f"{'clip':20} {'J':>6} {'F':>6} {'J&F':>6} {'conf':>6} {'lost':>5} {'ms/frame':>9}")
     for name in names:
         clip, true = read_clip(arguments.eval / f"{name}.mp4"), read_masks(arguments.eval / f"{name}_mask.npz")
@@ -76,13 +99,27 @@ def main() -> None:
         track = propagator.propagate(frames, torch.from_numpy(true[:1, None]).float(), [0])
         seconds = (time.process_time() - start) / max(len(clip) - 1, 1)
         masks = track.probs[:, 0] > 0.5
-        score = segmentation_score(masks, torch.from_numpy(true)).mean(1, None)
+        scored = segmentation_score(masks, torch.from_numpy(true))
+        score = scored.mean(1, None)
+        overlaps.append(scored.region.numpy()[1:])
+        confidences.append(track.confidence.numpy()[1:])
         rows.append((*score, float(track.confidence[1:].mean()), len(track.lost_frames()), seconds * 1e3))
         print("{:20} {:6.3f} {:6.3f} {:6.3f} {:6.2f} {:5d} {:9.1f}".format(name, *rows[-1]), flush=True)
+        if other is not None:
+            again = other.propagate(frames, torch.from_numpy(true[:1, None]).float(), [0]).probs[:, 0] > 0.5
+            differing.append(float((again != masks).float().mean()))
+            print(f"{'':20} {arguments.against}: {differing[-1]:.3%} of the pixels differ", flush=True)
         if arguments.sheets:
             arguments.sheets.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(arguments.sheets / f"{name}.png"), contact_sheet(clip, masks.numpy(), true))
     print("{:20} {:6.3f} {:6.3f} {:6.3f} {:6.2f} {:5.0f} {:9.1f}".format("mean", *np.mean(rows, axis=0)))
+    if differing:
+        print(
+            f"{arguments.against}: {np.mean(differing):.3%} of the pixels differ, at most {max(differing):.3%} in a clip"
+        )
+    bad = np.concatenate(overlaps) < BAD_BELOW
+    told = chance_of_lower(np.concatenate(confidences), bad)
+    print(f"confidence tells bad frames ({bad.sum()} of {len(bad)}, J < {BAD_BELOW}): {told:.3f}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "backbone_lite.safet
 
 
 class LiteBackbone:
-    """The network over windows of a clip.
+    """Copies along the flow, chosen and corrected by the network.
 
     Args:
         network: trained weights.

@@ -15,7 +15,7 @@ from ciri.inpainting.lite_network import LiteNetwork
 from ciri.progress import OnStep, ignore
 from ciri.training.backbone_settings import VARIANTS, Settings
 from ciri.training.backbone_trainer import BackboneTrainer, candidate_maps, grow_batch
-from ciri.training.distributed import Team
+from ciri.training.distributed import Team, wait_for_all
 from ciri.training.run import RunFolder, fit, open_run, write_atomically
 from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream, Source
 from ciri.training.samples import Batch, Part
@@ -55,7 +55,7 @@ def train_backbone(
         share=(team.rank, team.size),
         predictions=settings.predictions,
     )
-    pool = _source(settings, stream, on_step)
+    pool = _source(settings, stream, team, on_step)
     held = held_back_batches(settings) if team.main else []
     if held:
         say(f"{len(held)} held-back clips; copying alone: {_copied(trainer.validate(held))}")
@@ -103,10 +103,15 @@ def _copied(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f} dB" for name, value in values.items() if name.endswith("copied"))
 
 
-def _source(settings: Settings, stream: SampleStream, on_step: OnStep) -> Source:
+def _source(settings: Settings, stream: SampleStream, team: Team, on_step: OnStep) -> Source:
     """Where this run draws its batches from."""
     if settings.keep is not None:
-        return SampleFiles(stream, settings.keep, settings.pool, workers=settings.workers, on_step=on_step)
+        if not team.main:
+            wait_for_all()  # the first process makes the files
+        files = SampleFiles(stream, settings.keep, settings.pool, workers=settings.workers, on_step=on_step)
+        if team.main:
+            wait_for_all()
+        return files
     return SamplePool(
         stream, workers=settings.workers, capacity=settings.pool, device=settings.device, reuse=settings.reuse
     )
