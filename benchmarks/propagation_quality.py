@@ -7,8 +7,8 @@ DIR holds NAME.mp4 with NAME_mask.npz beside it: `bits` = np.packbits of the boo
 Every frame after the first is scored. `--sheets` writes a picture per clip: the mask's outline (true one in green).
 `--against` runs every clip in another precision too and counts the pixels that come out differently.
 
-At the end: how well the confidence tells bad frames, as the chance that a frame with J < 0.7 has a lower confidence than
-one with a higher J (0.5: it tells nothing), over all frames of all clips.
+At the end: how well the confidence tells bad frames, as the chance that a frame with J < 0.7 has a lower confidence
+than one with a higher J (0.5: it tells nothing), over all frames of all clips.
 """
 
 from __future__ import annotations
@@ -114,9 +114,8 @@ def main() -> None:
             cv2.imwrite(str(arguments.sheets / f"{name}.png"), contact_sheet(clip, masks.numpy(), true))
     print("{:20} {:6.3f} {:6.3f} {:6.3f} {:6.2f} {:5.0f} {:9.1f}".format("mean", *np.mean(rows, axis=0)))
     if differing:
-        print(
-            f"{arguments.against}: {np.mean(differing):.3%} of the pixels differ, at most {max(differing):.3%} in a clip"
-        )
+        most = max(differing)
+        print(f"{arguments.against}: {np.mean(differing):.3%} of the pixels differ, {most:.3%} in the worst clip")
     bad = np.concatenate(overlaps) < BAD_BELOW
     told = chance_of_lower(np.concatenate(confidences), bad)
     print(f"confidence tells bad frames ({bad.sum()} of {len(bad)}, J < {BAD_BELOW}): {told:.3f}")

@@ -59,7 +59,10 @@ class Method:
     @property
     def ablated(self) -> str:
         """What tells this row of the paper's Table 2 from the others: the mode, or else the label of the weights."""
-        return self.backbone.partition("@")[2] if self.mode == AUTO else self.mode
+        if self.mode != AUTO:
+            return self.mode
+        # what ships was trained with the dual curriculum
+        return self.backbone.partition("@")[2] or ("ciri" if self.backbone == "lite" else "")
 
     @property
     def title(self) -> str:
@@ -162,7 +165,8 @@ def choose(
         fillers: backbones; None: all that have their weights.
         modes: in which every backbone is run; those of our own have :data:`AUTO` only.
         true_masks: also inpaint the true masks.
-        refined: name of a residue detector: every combination is also refined by it.
+        refined: name of a residue detector: every combination is also refined by it, but those with other weights than
+            the usual ones.
 
     Raises:
         CiriError: a propagator or backbone that was asked for by name cannot be built, or nothing is left.
@@ -190,5 +194,10 @@ def choose(
     sources = [*masks, *([TRUE_MASKS] if true_masks else [])]
     if refined:
         models.detector(refined)
-    kinds = ["", refined] if refined else [""]
-    return [Method(source, name, mode, kind) for source in sources for name, mode in pairs for kind in kinds], notes
+    methods = []
+    for source in sources:
+        for name, mode in pairs:
+            methods.append(Method(source, name, mode))
+            if refined and "@" not in name:
+                methods.append(Method(source, name, mode, refined))
+    return methods, notes
