@@ -9,12 +9,15 @@ under the true mask (mean over frames), and seconds per frame.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.flow import FlowBackbone

@@ -17,6 +17,7 @@ How to add a node
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import ComplementaryAttention, FuseInactivation
+from .backbone_lite import BackboneLite
 from .backbones import BackboneFlow
 from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseFormer, BackboneSTTN
 from .compare import CompareVideo, MaskOverlay
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     PropagatorFlow,
     PropagatorSTCN,
     PropagateMask,
+    BackboneLite,
     BackboneFlow,
     BackboneE2FGVI,
     BackboneFuseFormer,

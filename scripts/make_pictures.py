@@ -135,6 +135,18 @@ def backbone_flow() -> Tensor:
     return pairs(holes(), example().removed)
 
 
+def backbone_lite() -> Tensor:
+    clip, m = example(), MOMENTS[1]
+    filled = remove(clip.frames, clip.masks, backbones.build("lite"))
+    shown = {
+        "the hole": holes(),
+        "copied along the flow": clip.removed,
+        "chosen and corrected": filled,
+        "what was corrected": heat(clip.frames, 4 * (filled - clip.removed).abs().mean(1, keepdim=True)),
+    }
+    return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
+
+
 def inactivation_inpaint() -> Tensor:
     clip, m = example(), 16
     changed = compare(clip.frames, clip.removed, "difference")
@@ -289,7 +301,7 @@ def one_shot_e2fgvi_hq() -> Tensor:
 
 def swap_backbone() -> Tensor:
     clip, m = example(), slice(16, 17)
-    return compare(clip.removed[m], holes()[m], "stacked", labels=("optical flow", "any other backbone, beside it"))[0]
+    return compare(clip.removed[m], holes()[m], "stacked", labels=("lite", "any other backbone, beside it"))[0]
 
 
 def fitted(picture: Tensor, width: int) -> Tensor:
@@ -304,6 +316,7 @@ PICTURES = {
     DOCS / "CIRI_PropagatorLite" / "picture.jpg": (propagator_lite, 640),
     DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 640),
     DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 640),
+    DOCS / "CIRI_BackboneLite" / "picture.jpg": (backbone_lite, 640),
     DOCS / "CIRI_ComplementaryAttention" / "picture.jpg": (attention, 640),
     DOCS / "CIRI_FuseInactivation" / "picture.jpg": (fuse_inactivation, 640),
     DOCS / "CIRI_InactivationInpaint" / "picture.jpg": (inactivation_inpaint, 640),

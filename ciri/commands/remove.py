@@ -32,7 +32,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--save-masks", type=Path, metavar="OUT", help="also write the masks (folder or video)")
     known = ", ".join(backbones.names())
     parser.add_argument(
-        "--backbone", default="flow", metavar="NAME", help=f"what fills the hole: {known} (default flow)"
+        "--backbone",
+        default=backbones.DEFAULT,
+        metavar="NAME",
+        help=f"what fills the hole: {known} (default {backbones.DEFAULT})",
     )
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
     parser.add_argument("--grow", type=int, default=4, metavar="PX", help="make the masks larger by this (default 4)")

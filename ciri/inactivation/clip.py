@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ciri.errors import MaskError
 from ciri.inactivation.attention import DILATION, attention_map, pool_target
-from ciri.inactivation.features import encoder_of, learned_beta
-from ciri.inactivation.fusion import fuse
+from ciri.inactivation.features import encoder_of
 from ciri.inpainting.base import Backbone
 from ciri.progress import OnStep, ignore
 
@@ -67,30 +66,6 @@ def complementary_attention(
             result[index] = found[0, :, :height, :width].to(result)
         on_step(index + 1, len(frames))
     return result
-
-
-def inactivation_map(
-    frames: Tensor,
-    first_mask: Tensor,
-    predicted: Tensor,
-    backbone: Backbone,
-    *,
-    first_index: int = 0,
-    on_step: OnStep = ignore,
-) -> Tensor:
-    """M_iac as the backbone's weights were trained to be given it.
-
-    Where they learned b, the prediction fused with the attention map (Eq. 3); else the prediction itself.
-
-    Args, returns and errors as of :func:`complementary_attention`.
-    """
-    beta = learned_beta(backbone)
-    if beta is None:
-        return predicted
-    attention = complementary_attention(
-        frames, first_mask, predicted, backbone, first_index=first_index, on_step=on_step
-    )
-    return fuse(predicted, attention, beta)
 
 
 def _enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -41,7 +41,6 @@ class LiteBackbone:
             :class:`ciri.inpainting.flow.FlowBackbone`.
 
     Attributes:
-        beta: the b of Eq. 3, where the weights were trained with the dual curriculum; else None.
         before_run: called with the height and width of the frames before a run; may free memory for it.
     """
 
@@ -56,7 +55,6 @@ class LiteBackbone:
         memory: int = MEMORY,
     ) -> None:
         self.memory = memory
-        self.beta: float | None = None
         self.before_run: BeforeRun = nothing
         self.device = torch.device(device)
         self.dtype = choose_dtype(precision, self.device)
@@ -64,12 +62,6 @@ class LiteBackbone:
         self.network.requires_grad_(False)
         trained_for = "inactivation" if network.config.gate else "hard mask"
         self.facts = BackboneFacts(needs_divisible_by=MULTIPLE, trained_for=trained_for)
-
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> list[Tensor]:
-        """Features (T, C, H/2^k, W/2^k) of frames (T, 3, H, W) before inactivation, fine to coarse."""
-        with self._precision():
-            return [scale.float() for scale in self.network.encode(frames.to(self.device))]
 
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`."""
@@ -156,7 +148,4 @@ def load_lite(
             "another version of 'python -m ciri train backbone', or changed."
         ) from error
     load_strictly(network, state, model=ARCHITECTURE, path=path)
-    backbone = LiteBackbone(network, device=device, precision=precision)
-    if metadata.get("variant") == "ciri":
-        backbone.beta = float(network.fusion.beta.detach())
-    return backbone
+    return LiteBackbone(network, device=device, precision=precision)

@@ -28,6 +28,8 @@ REACH = 48
 #: Standard deviations, in pixels, of the softened forms of the classical fill: where a copy is in the wrong place, a
 #: blurred one is nearer to the truth, and looks it.
 SOFTENED = (1.5, 4.0)
+#: Softness of the edge between what other frames show and what is synthesised, likewise.
+EDGE = 1.5
 #: What is blended: the fill, the copies from before and after, and the softened fills.
 CANDIDATES = 3 + len(SOFTENED)
 #: Cues of the guidance, the disagreement of the two copies, and the map.
@@ -151,7 +153,9 @@ class LiteNetwork(nn.Module):
         found = F.pixel_shuffle(self.out(F.leaky_relu(half, 0.1)), 2).float()
         logits, residual = found.split([CANDIDATES, 3], 1)
         blended = (logits.softmax(1)[:, :, None] * candidates).sum(1)
-        return (blended + residual).unflatten(0, frames.shape[:2])
+        # what no frame shows stays as it was synthesised: the network could only blur that, into a patch that is seen
+        filled = torch.lerp(candidates[:, 0], blended + residual, shown_somewhere(guide))
+        return filled.unflatten(0, frames.shape[:2])
 
 
 def candidates_of(guide: Guidance) -> Tensor:
@@ -159,6 +163,12 @@ def candidates_of(guide: Guidance) -> Tensor:
     base = guide.base.flatten(0, 1)
     softened = [soften(base, sigma) for sigma in SOFTENED]
     return torch.stack([base, guide.before.flatten(0, 1), guide.after.flatten(0, 1), *softened], 1)
+
+
+def shown_somewhere(guide: Guidance) -> Tensor:
+    """Where another frame shows what is filled in, (n, 1, h, w) in [0, 1] with soft edges."""
+    found = (guide.cues[:, :, :2].flatten(0, 1).amax(1, keepdim=True) > 0).to(guide.base)
+    return soften(found, EDGE).clamp(0, 1)
 
 
 def soften(image: Tensor, sigma: float) -> Tensor:

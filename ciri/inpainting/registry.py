@@ -43,8 +43,12 @@ _MAKERS: dict[str, Callable[..., Backbone]] = {
 }
 
 
+#: What the command line takes where nothing else is asked for.
+DEFAULT = "lite"
+
+
 def names() -> list[str]:
-    """Names that :func:`build` knows; the first is the default."""
+    """Names that :func:`build` knows."""
     return list(_MAKERS)
 
 

@@ -135,7 +135,7 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--propagator", "magic"], "magic"),
         (["remove", frames, *given, "--backbone", "sttn"], "needs a weight file"),
         (["remove", frames, *given, "--backbone", "sttn", "--backbone-weights", folder / "text.mp4"], "text.mp4"),
-        (["remove", frames, *given, "--backbone-weights", folder / "text.mp4"], "weights"),
+        (["remove", frames, *given, "--backbone-weights", folder / "text.mp4"], "not a weight file"),
         (["remove", frames, *given, "--propagator", "stcn", "--propagator-weights", folder / "no.pth"], "no.pth"),
         (["remove", frames, *given, "--device", "toaster"], "toaster"),
         (["remove", frames, *given, "--overlay", folder / "look.gif"], ".gif"),

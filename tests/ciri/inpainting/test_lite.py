@@ -14,6 +14,7 @@ from ciri.inpainting.lite_network import (
     LiteConfig,
     LiteNetwork,
     candidates_of,
+    shown_somewhere,
     soften,
 )
 from ciri.inpainting.remove import remove
@@ -60,8 +61,24 @@ def test_a_new_network_returns_nearly_the_copied_clip():
     guide = guide_of(frames, mask)
     out = LiteNetwork(SMALL)(frames[None], guide, mask[None])
     share = torch.softmax(torch.tensor([3.0] + [0.0] * (CANDIDATES - 1)), 0)
-    expected = (share[:, None, None, None] * candidates_of(guide)).sum(1)[None]
-    assert torch.allclose(out, expected, atol=1e-5)
+    blended = (share[:, None, None, None] * candidates_of(guide)).sum(1)
+    expected = torch.lerp(guide.base[0], blended, shown_somewhere(guide))
+    assert torch.allclose(out[0], expected, atol=1e-5)
+
+
+def test_what_no_frame_shows_stays_as_it_was_synthesised():
+    _, frames, _ = pan(2, 64, 96)
+    mask = torch.zeros(2, 1, 64, 96)
+    # two frames of a slow pan: the middle of a wide hole is never seen
+    mask[:, :, 12:52, 20:76] = 1
+    copies = find_copies(frames, mask)
+    filled, base = LiteBackbone(random_network(), precision="fp32").inpaint(frames, mask), copies.fill
+    found = guidance(copies, range(2)).cues[:, :2].amax(1) > 0
+    near = torch.nn.functional.max_pool2d(found.float()[:, None], 13, 1, 6)[:, 0] > 0
+    never = (mask[:, 0] > 0) & ~near
+    assert never.any() and found.any()
+    changed = (filled - base).abs().amax(1)
+    assert changed[never].max() < 1e-6 and changed[found & (mask[:, 0] > 0)].max() > 1e-3
 
 
 def test_softening_is_a_gaussian_blur():
@@ -168,7 +185,7 @@ def test_the_backbone_fills_a_clip_of_any_length_and_leaves_the_rest():
 
 
 def test_encode_gives_three_scales():
-    scales = LiteBackbone(LiteNetwork(SMALL), precision="fp32").encode(torch.rand(2, 3, 32, 48))
+    scales = LiteNetwork(SMALL).encode(torch.rand(2, 3, 32, 48))
     assert [tuple(s.shape[-2:]) for s in scales] == [(16, 24), (8, 12), (4, 6)]
 
 

@@ -1,0 +1,66 @@
+"""The node of ``lite``, the backbone whose weights ship with the pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
+from ._room import make_room
+from ._weights import path_of, state_of, weight_files
+from .backbones import CATEGORY_BACKBONES
+from .backbones_published import PRECISIONS
+
+MODELS = ("backbone_lite",)
+#: The weights that come with the pack.
+SHIPPED = "shipped"
+
+
+class BackboneLite(io.ComfyNode):
+    """Copying along optical flow, corrected by a small network that was trained with curricular inactivation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_BackboneLite",
+            display_name="Backbone: lite",
+            category=CATEGORY_BACKBONES,
+            description=(
+                "Copies hidden pixels from other frames along optical flow, and lets a small network choose between "
+                "the copies and correct them. Trained with true and wrong masks (curricular inactivation). Its weights "
+                "come with the pack."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "weights",
+                    options=[SHIPPED, *weight_files(MODELS)],
+                    default=SHIPPED,
+                    tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
+                    "'python -m ciri train backbone' made.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=PRECISIONS,
+                    default="auto",
+                    tooltip="auto measures whether this processor is faster in half precision.",
+                ),
+            ],
+            outputs=[
+                BackboneSocket.Output("backbone", display_name="backbone", tooltip="Connect to Inactivation inpaint.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, weights: str | None, **_others: object) -> str:
+        """Run again when the file changed under the same name."""
+        return SHIPPED if weights == SHIPPED else state_of(weights)
+
+    @classmethod
+    @plain_errors
+    def execute(cls, weights: str, precision: str) -> io.NodeOutput:
+        from ciri.inpainting.lite import load_lite
+
+        path = None if weights == SHIPPED else path_of(weights, MODELS)
+        with building_network():
+            backbone = load_lite(path, device=device(), precision=choose(precision, PRECISIONS, "precision"))
+        backbone.before_run = make_room
+        return io.NodeOutput(backbone)

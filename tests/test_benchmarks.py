@@ -1,0 +1,55 @@
+"""Benchmarks are not part of the suite, but they have to run when somebody wants to measure."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from scripts.comfyui import ROOT
+
+
+def measure(name, *options):
+    """Run a benchmark and return the lines that it printed."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *map(str, options)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def test_propagation_measures_the_propagators_that_need_no_files():
+    lines = measure(
+        "propagation.py", "--propagators", "flow", "lite", "--frames", 3, "--sizes", "96x64", "--precisions", "fp32"
+    )
+    assert [line.split()[0] for line in lines[1:]] == ["flow", "lite"]
+    # seconds a frame, and megabytes
+    assert all(float(line.split()[4]) > 0 and float(line.split()[7]) > 0 for line in lines[1:])
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A texture that moves behind a square, on disk as CASE/{frames,masks,clean}."""
+    random = np.random.default_rng(5)
+    wide = cv2.resize(random.integers(0, 255, (16, 40, 3), np.uint8), (160, 64), interpolation=cv2.INTER_CUBIC)
+    for t in range(5):
+        clean = wide[:, 4 * t : 4 * t + 96]
+        mask = np.zeros((64, 96), np.uint8)
+        mask[24:36, 40:50] = 255
+        frame = np.where(mask[..., None] > 0, np.uint8(255), clean)
+        for kind, image in (("frames", frame), ("masks", mask), ("clean", clean)):
+            (tmp_path / "cases" / "pan" / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "cases" / "pan" / kind / f"{t:05d}.png"), image)
+    return tmp_path
+
+
+def test_learned_inpainting_compares_the_small_backbone_with_copying(case):
+    lines = measure("learned_inpainting.py", case / "cases", "--sheet", case / "sheet.png")
+    assert lines[0].split() == ["flow", "backbone_lite"] and lines[-1].startswith("MEAN")
+    flow, lite = (float(value) for value in lines[-1].split()[1::4])
+    assert flow > 20 and lite > 20 and (case / "sheet.png").exists()
