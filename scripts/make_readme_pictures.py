@@ -33,7 +33,7 @@ def main() -> None:
     clip, (mask, _) = read_clip(EXAMPLE), read_mask(EXAMPLE_MASK)
     bar = ProgressBar("removing")
     removal = remove_object(
-        clip.frames, mask, propagator=propagators.build("lite"), backbone=backbones.build("flow"), on_step=bar
+        clip.frames, mask, propagator=propagators.build("lite"), backbone=backbones.build("lite"), on_step=bar
     )
     bar.close()
     IMAGES.mkdir(parents=True, exist_ok=True)
