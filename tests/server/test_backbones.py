@@ -78,8 +78,9 @@ def test_the_e2fgvi_workflow_runs_and_then_comes_from_the_cache(client, models, 
 def test_both_backbones_of_the_swap_workflow_fill_as_the_library_does(client, models, upload_scene, tmp_path):
     graph = bundled("swap_backbone")
     upload_scene(graph, 7, "swap", **SMALL)
-    only(graph, "CIRI_BackboneE2FGVI")["precision"] = "fp32"
-    fills = {"classical": "10", "network": "13"}
+    for node in ("CIRI_BackboneE2FGVI", "CIRI_BackboneLite"):
+        only(graph, node)["precision"] = "fp32"
+    fills = {"small": "10", "large": "13"}
     for name, node in {"decoded": "2", **fills}.items():
         graph[name] = {"class_type": "SaveImage", "inputs": {"images": [node, 0], "filename_prefix": name}}
     run = client.run(graph)
@@ -93,7 +94,7 @@ def test_both_backbones_of_the_swap_workflow_fill_as_the_library_does(client, mo
     frames, painted = saved("decoded"), 1 - read_picture(tmp_path / "swap.png")[None, 3:]
     masks = propagators.build("lite").propagate(frames, painted, [0]).probs
     options = {"weights": models / HQ, "precision": "fp32"}
-    own = {"classical": backbones.build("flow"), "network": backbones.build("e2fgvi_hq", **options)}
+    own = {"small": backbones.build("lite", precision="fp32"), "large": backbones.build("e2fgvi_hq", **options)}
     for name in fills:
         expected, found = remove(frames, masks, own[name]), saved(name)
         assert found.shape == expected.shape
