@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ciri.evaluation.charts import STANDALONE, Chart, Series
+from ciri.evaluation.charts import PALETTE, STANDALONE, Chart, Series
 from ciri.evaluation.methods import TRUE_MASKS, Method
 from ciri.evaluation.run import Record
-from ciri.evaluation.tables import Report, pooled
+from ciri.evaluation.tables import Report, Row, pooled
 from ciri.evaluation.tolerance import Curves
 
 _LOCAL = "local PSNR (dB)"
+
+
+def _plotted(report: Report) -> list[Row]:
+    """The rows that a chart can tell apart: other weights are compared in Table 2, and colours are few."""
+    rows = [row for row in report.rows if "@" not in row.method.backbone]
+    return [row for row in rows if not row.method.refined] if len(rows) > len(PALETTE) else rows
 
 
 def time_chart(report: Report) -> Chart | None:
     """Quality against processor time, one point per method."""
     series = [
         Series(row.method.title, [(cpu, quality)], [f"{row.method.title}: {quality:.2f} dB, {cpu:.2f} s"], index)
-        for index, row in enumerate(report.rows)
+        for index, row in enumerate(_plotted(report))
         if (cpu := row.values.get("cpu")) is not None and (quality := row.values.get("psnr_box")) is not None
     ]
     return (
@@ -29,7 +35,7 @@ def time_chart(report: Report) -> Chart | None:
 def masks_chart(report: Report) -> Chart | None:
     """Quality against the agreement of the masks, one point per case and method."""
     series = []
-    for index, row in enumerate(report.rows):
+    for index, row in enumerate(_plotted(report)):
         points = {
             f"{case}: J&F {jf:.1f}, {quality:.2f} dB": (jf, quality)
             for case, values in row.by_case.items()

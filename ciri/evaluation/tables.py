@@ -66,10 +66,10 @@ COLUMNS = [*LOCAL, *GLOBAL, *OTHER]
 #: (of ``lite``) that they stand for.
 ABLATION = {
     "hard": "baseline, hard masks",
-    "hard-mask": "baseline, trained and run with hard masks",
+    "hard-mask": "baseline, hard masks",
     "blend": "w/ target inactivation, without training for it",
     "gate": "w/ target inactivation (Eq. 1)",
-    "no-curriculum": "w/ target inactivation (Eq. 1), trained with true masks only",
+    "no-curriculum": "w/ target inactivation (Eq. 1)",
     "ciri": "w/ dual curriculum (Eq. 2, 3)",
 }
 #: Those of them that a backbone is told.

@@ -11,6 +11,7 @@ from ciri.errors import EvaluationError
 from ciri.evaluation.features import stored_features, vfid
 from ciri.evaluation.markdown import build_markdown, without_folders, write_markdown
 from ciri.evaluation.methods import TRUE_MASKS, Method
+from ciri.evaluation.plots import masks_chart, time_chart
 from ciri.evaluation.run import Record
 from ciri.evaluation.store import finite, key_of, read_json, write_json
 from ciri.evaluation.tables import COLUMNS, Report, as_json, geometric_shares, make_rows, worst_first, write_csv
@@ -164,3 +165,14 @@ def test_stored_json_survives_damage(tmp_path):
     assert key_of(1, {"a": 2, "b": 3}) == key_of(1, {"b": 3, "a": 2}) != key_of(1, {"a": 2, "b": 4})
     with pytest.raises(EvaluationError, match="cannot be written"):
         write_json(path / "below_a_file.json", {})
+
+
+def test_charts_leave_out_what_colours_cannot_tell_apart():
+    names = [f"net{n}" for n in range(5)]
+    methods = [Method("flow", name, refined=kind) for name in (*names, "lite@ciri") for kind in ("", "lite")]
+    made = report()
+    made.rows = make_rows([record("a", method, [20.0], J=[0.5], F=[0.5]) for method in methods])
+    for chart in (time_chart(made), masks_chart(made)):
+        assert sorted(series.name for series in chart.series) == [f"flow + {name}" for name in names]
+    made.rows = make_rows([record("a", method, [20.0], J=[0.5], F=[0.5]) for method in methods[:4]])
+    assert len(time_chart(made).series) == 4
