@@ -39,8 +39,8 @@ SHRINKAGE = 0.1
 def encoder_of(backbone: Backbone, frame: Tensor, mask: Tensor) -> Encoder:
     """Return what describes the frames of a clip for this backbone.
 
-    The encoder of ``lite`` is not asked: three convolutions find the target's surroundings almost as similar to it (0.6
-    to 0.7) as the target itself (0.9), measured on two composites.
+    The encoder of ``lite`` is not asked: three convolutions find the target's surroundings almost as similar to it as
+    the target itself, and the map then widens the hole.
 
     Args:
         backbone: any; one that has an encoder is asked for its coarsest features before inactivation.
