@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ciri.flow.completion import complete_flow, membrane
 from ciri.flow.dis import consistency, grey, grey_flow
+from ciri.flow.margin import MarginGauge, outer_rings
 from ciri.flow.sampling import PixelTable, bilinear, interpolate
 from ciri.parallel import both
 from ciri.progress import OnStep, ignore, part
@@ -169,9 +170,10 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     frames, inactivation = frames.cpu(), inactivation.cpu()
     visible = inactivation[:, 0] <= HIDDEN_ABOVE
     covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
-    table = PixelTable(frames, visible)
 
-    def search(greys: Iterable[np.ndarray], margin: int, on_step: OnStep) -> Candidates:
+    def search(
+        greys: Iterable[np.ndarray], visible: Tensor, table: PixelTable, margin: int, on_step: OnStep
+    ) -> Candidates:
         """Measure flow on a clip, complete it around the target, and follow it to the sources."""
         forward, backward = grey_flow(greys, (len(frames), *frames.shape[2:]), on_step=part(on_step, 0.0, 0.6))
         complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
@@ -183,11 +185,15 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
         return Candidates(frames, visible, table, covered, before, after, forward, backward)
 
     greys: Iterable[np.ndarray] = (grey(frame) for frame in frames)
-    margin = WIDE_MARGIN
+    margin, table = WIDE_MARGIN, PixelTable(frames, visible)
     if passes > 1:
         # what the rough round found is let go before the next one begins: it is as large
-        greys, margin = _without_target(search(greys, margin, part(on_step, 0.0, 0.5))), NARROW_MARGIN
-    found = search(greys, margin, part(on_step, 1 - 1 / passes, 1.0))
+        greys, free = _without_target(search(greys, visible, table, margin, part(on_step, 0.0, 0.5)))
+        margin = NARROW_MARGIN
+        if free:
+            visible = torch.stack([v | torch.from_numpy(outer_rings(~v.numpy())) for v in visible])
+            table = PixelTable(frames, visible)
+    found = search(greys, visible, table, margin, part(on_step, 1 - 1 / passes, 1.0))
     for source in (*found.before, *found.after):
         # an address shifted along a seam can end up among hidden pixels
         _, share = table.sample(source.frame, source.position)
@@ -195,30 +201,37 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     return found
 
 
-def _without_target(rough: Candidates) -> list[np.ndarray]:
-    """Return the clip in grey, with every frame roughly filled."""
+def _without_target(rough: Candidates) -> tuple[list[np.ndarray], bool]:
+    """Return the clip in grey, with every frame roughly filled, and whether the margin is free of the target."""
     count = len(rough.frames)
     greys: list[np.ndarray] = [np.empty(0)] * count
+    gauges = MarginGauge(), MarginGauge()
 
-    def fill(some: range, _: OnStep) -> None:
-        for t in some:
-            greys[t] = grey(_rough_fill(rough, t))
+    def fill(half: int, _: OnStep) -> None:
+        for t in (range(count // 2), range(count // 2, count))[half]:
+            filled, shown = _rough_fill(rough, t)
+            greys[t] = grey(filled)
+            hidden = ~rough.visible[t]
+            gauges[half].look(*(x.numpy() for x in (rough.frames[t], filled, shown & hidden, hidden)))
 
-    both(partial(fill, range(count // 2)), partial(fill, range(count // 2, count)), ignore)
-    return greys
+    both(partial(fill, 0), partial(fill, 1), ignore)
+    return greys, (gauges[0] + gauges[1]).is_free()
 
 
-def _rough_fill(candidates: Candidates, t: int) -> Tensor:
-    """Return frame t (3, H, W) with its covered pixels blended from both sides, and smooth where no frame helps."""
+def _rough_fill(candidates: Candidates, t: int) -> tuple[Tensor, Tensor]:
+    """Return frame t (3, H, W) with its covered pixels blended from both sides, and smooth where no frame helps.
+
+    Also bool (H, W), where the pixels are copies, or were not covered.
+    """
     frame = candidates.frames[t].clone()
     index = candidates.covered[t]
     colours, weight = candidates.blend(t, [candidates.before[t], candidates.after[t]])
     frame.view(3, -1)[:, index] = colours.T
-    if (weight > 0).all():
-        return frame
-    known = torch.ones(1, 1, *frame.shape[1:])
-    known.view(-1)[index] = (weight > 0).float()
-    return membrane(frame[None], known, sweeps=3, finest_sweeps=1)[0]
+    known = torch.ones(frame.shape[1:], dtype=torch.bool)
+    known.view(-1)[index] = weight > 0
+    if known.all():
+        return frame, known
+    return membrane(frame[None], known.to(frame)[None, None], sweeps=3, finest_sweeps=1)[0], known
 
 
 def complete_neighbour_flow(
