@@ -7,6 +7,7 @@ from collections.abc import Collection
 from functools import lru_cache
 
 import folder_paths
+from comfy_api.latest import io
 
 from ciri.checkpoints import summarise
 from ciri.errors import CheckpointError
@@ -14,6 +15,8 @@ from ciri.signatures import signature_of
 
 #: Shown in place of a file where there is none: a combo without any option would be a broken node.
 NONE_FOUND = "(no file found)"
+#: Shown for the weights that come with the pack.
+SHIPPED = "shipped"
 
 
 def weight_files(models: Collection[str]) -> list[str]:
@@ -42,6 +45,27 @@ def options(models: Collection[str]) -> list[str]:
     return weight_files(models) or [NONE_FOUND]
 
 
+def shipped_or_file(models: Collection[str], network: str) -> io.Combo.Input:
+    """The input that chooses between the weights of the pack and files of one's own.
+
+    Args:
+        models: whose files are listed.
+        network: what ``python -m ciri train`` calls it.
+    """
+    return io.Combo.Input(
+        "weights",
+        options=[SHIPPED, *weight_files(models)],
+        default=SHIPPED,
+        tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
+        f"'python -m ciri train {network}' made.",
+    )
+
+
+def path_unless_shipped(name: str, models: Collection[str]) -> str | None:
+    """As :func:`path_of`; None for the weights that come with the pack."""
+    return None if name == SHIPPED else path_of(name, models)
+
+
 def path_of(name: str, models: Collection[str]) -> str:
     """Return the full path of a chosen weight file.
 
@@ -63,6 +87,8 @@ def path_of(name: str, models: Collection[str]) -> str:
 
 def state_of(name: str | None) -> str:
     """What changes when a chosen file does: its name, time and size; for ComfyUI's cache."""
+    if name == SHIPPED:
+        return SHIPPED
     path = None if name is None else folder_paths.get_full_path("ciri", name)
     if path is None:
         return f"{name}: missing"

@@ -6,13 +6,11 @@ from comfy_api.latest import io
 
 from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
 from ._room import make_room
-from ._weights import path_of, state_of, weight_files
+from ._weights import path_unless_shipped, shipped_or_file, state_of
 from .backbones import CATEGORY_BACKBONES
 from .backbones_published import PRECISIONS
 
 MODELS = ("backbone_lite",)
-#: The weights that come with the pack.
-SHIPPED = "shipped"
 
 
 class BackboneLite(io.ComfyNode):
@@ -30,13 +28,7 @@ class BackboneLite(io.ComfyNode):
                 "come with the pack."
             ),
             inputs=[
-                io.Combo.Input(
-                    "weights",
-                    options=[SHIPPED, *weight_files(MODELS)],
-                    default=SHIPPED,
-                    tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
-                    "'python -m ciri train backbone' made.",
-                ),
+                shipped_or_file(MODELS, "backbone"),
                 io.Combo.Input(
                     "precision",
                     options=PRECISIONS,
@@ -52,14 +44,14 @@ class BackboneLite(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, weights: str | None, **_others: object) -> str:
         """Run again when the file changed under the same name."""
-        return SHIPPED if weights == SHIPPED else state_of(weights)
+        return state_of(weights)
 
     @classmethod
     @plain_errors
     def execute(cls, weights: str, precision: str) -> io.NodeOutput:
         from ciri.inpainting.lite import load_lite
 
-        path = None if weights == SHIPPED else path_of(weights, MODELS)
+        path = path_unless_shipped(weights, MODELS)
         with building_network():
             backbone = load_lite(path, device=device(), precision=choose(precision, PRECISIONS, "precision"))
         backbone.before_run = make_room

@@ -5,12 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ._adapt import CATEGORY, DetectorSocket, building_network, device, plain_errors
-from ._weights import options, path_of, state_of, weight_files
+from ._weights import options, path_of, path_unless_shipped, shipped_or_file, state_of
 
 CATEGORY_DETECTORS = f"{CATEGORY}/detectors"
 LITE, SIAMMASK = ("residue_lite",), ("siammask",)
-#: The weights that come with the pack.
-SHIPPED = "shipped"
 SIAMMASK_LICENCE = "MIT code; the weights carry no licence of their own"
 
 
@@ -28,13 +26,7 @@ class ResidueDetectorLite(io.ComfyNode):
                 "for this, and its weights come with the pack."
             ),
             inputs=[
-                io.Combo.Input(
-                    "weights",
-                    options=[SHIPPED, *weight_files(LITE)],
-                    default=SHIPPED,
-                    tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
-                    "'python -m ciri train residue' made.",
-                ),
+                shipped_or_file(LITE, "residue"),
             ],
             outputs=[_output()],
         )
@@ -42,14 +34,14 @@ class ResidueDetectorLite(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, weights: str | None) -> str:
         """Run again when the file changed under the same name."""
-        return SHIPPED if weights == SHIPPED else state_of(weights)
+        return state_of(weights)
 
     @classmethod
     @plain_errors
     def execute(cls, weights: str) -> io.NodeOutput:
         from ciri.residue.registry import build
 
-        path = None if weights == SHIPPED else path_of(weights, LITE)
+        path = path_unless_shipped(weights, LITE)
         with building_network():
             return io.NodeOutput(build("lite", weights=path, device=device()))
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ._adapt import building_network, choose, device, plain_errors
 from ._room import make_room
-from ._weights import path_of, state_of, weight_files
+from ._weights import path_unless_shipped, shipped_or_file, state_of
 from .propagators import (
     CATEGORY_PROPAGATORS,
     PRECISIONS,
@@ -17,8 +17,6 @@ from .propagators import (
 )
 
 MODELS = ("propagator_lite",)
-#: The weights that come with the pack.
-SHIPPED = "shipped"
 
 
 class PropagatorLite(io.ComfyNode):
@@ -35,13 +33,7 @@ class PropagatorLite(io.ComfyNode):
                 "which compares every frame with remembered ones. Its weights come with the pack."
             ),
             inputs=[
-                io.Combo.Input(
-                    "weights",
-                    options=[SHIPPED, *weight_files(MODELS)],
-                    default=SHIPPED,
-                    tooltip="shipped: the weights that come with the pack. Others: files in models/ciri that "
-                    "'python -m ciri train propagator' made.",
-                ),
+                shipped_or_file(MODELS, "propagator"),
                 precision_input(),
                 memory_every_input(),
                 memory_frames_input(),
@@ -62,7 +54,7 @@ class PropagatorLite(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, weights: str | None, **_others: object) -> str:
         """Run again when the file changed under the same name."""
-        return SHIPPED if weights == SHIPPED else state_of(weights)
+        return state_of(weights)
 
     @classmethod
     @plain_errors
@@ -71,7 +63,7 @@ class PropagatorLite(io.ComfyNode):
     ) -> io.NodeOutput:
         from ciri.propagation.lite import build_lite
 
-        path = None if weights == SHIPPED else path_of(weights, MODELS)
+        path = path_unless_shipped(weights, MODELS)
         with building_network():
             propagator = build_lite(
                 path,
