@@ -195,7 +195,8 @@ def fit(
         step: does one optimisation step.
         steps: steps of the whole plan.
         minutes: stop this call after so many minutes; None = no limit.
-        plan_minutes: minutes of the whole plan, all calls together (default: ``minutes``).
+        plan_minutes: minutes of the whole plan, all calls together (default: ``minutes``). A call after its end trains
+            no more, and looks once.
         log_every: steps between rows of the curves (means over these steps); losses are checked there.
         save_minutes: minutes between checkpoints.
         look_every, look: every so many steps, and at the end, ``look(steps done)`` validates, writes samples and
@@ -221,7 +222,10 @@ def fit(
         if run.writes:
             run.save(done, seconds(), parts)
 
-    out_of_time = False
+    def over() -> bool:
+        return plan_minutes is not None and seconds() >= plan
+
+    out_of_time = over()
     try:
         while done < steps and not out_of_time:
             losses = step(done, min(1.0, max(done / steps, seconds() / plan)))
@@ -234,9 +238,8 @@ def fit(
                 run.curves.add(done, look(done))
             now = time.monotonic()
             # the processes' clocks differ: the first one's decides, so that all save and stop at the same step
-            due, out_of_time = agree(
-                (now - saved > 60 * save_minutes, minutes is not None and now - began > 60 * minutes), device
-            )
+            late = over() or (minutes is not None and now - began > 60 * minutes)
+            due, out_of_time = agree((now - saved > 60 * save_minutes, late), device)
             if due:
                 log(together=True)
                 save()

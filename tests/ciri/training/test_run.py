@@ -58,6 +58,23 @@ def test_minutes_end_a_call_and_progress_follows_the_clock(tmp_path):
     assert seen[-1][1] > 0.5 and all(0 <= p <= 1 for _, p in seen)
 
 
+def test_a_plan_that_is_over_is_looked_at_and_not_trained_on(tmp_path):
+    looks = []
+    plan = {
+        "steps": 10**9,
+        "plan_minutes": 0.2 / 60,
+        "look": lambda step: looks.append(step) or {},
+        "look_every": 10**9,
+    }
+    _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
+    done = go(**plan)
+    assert len(seen) == done and 0.5 < seen[-1][1] <= 1
+    _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
+    assert go(**plan) == done and not seen and looks == [done, done]
+    go(**{**plan, "plan_minutes": 0.4 / 60})  # a longer plan goes on
+    assert seen and seen[0][0] == done
+
+
 def test_checkpoints_are_pruned(tmp_path):
     run = RunFolder(tmp_path, SETTINGS, keep=2)
     for step in (1, 2, 3):
