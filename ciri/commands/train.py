@@ -27,6 +27,7 @@ def _add_propagator(networks: Any) -> None:
     add_run(parser)
     parser.add_argument("--init", type=Path, help="pretrained EfficientNet-Lite0 (.safetensors)")
     parser.add_argument("--go-on-from", type=Path, help="exported weights to begin with, where checkpoints are lost")
+    parser.add_argument("--average-with", type=Path, help="exported weights to take the mean with in what is exported")
     parser.add_argument("--batch", type=int, default=32, help="clips per step (default 32)")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate (default 5e-4)")
     parser.add_argument("--size", default="432x240", metavar="WxH", help="frame size (default 432x240)")
@@ -50,6 +51,7 @@ def _train_propagator(args: argparse.Namespace) -> None:
         out=args.out,
         init=args.init,
         go_on_from=args.go_on_from,
+        average_with=args.average_with,
         device=str(shared.choose_device(args.device)),
         minutes=args.minutes,
         plan_minutes=args.plan_minutes,

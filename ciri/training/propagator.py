@@ -28,7 +28,7 @@ from ciri.training.propagator_clips import roughen, segmentation_loss, unroll
 from ciri.training.propagator_data import Bank, load_bank
 from ciri.training.propagator_pool import HintedPool
 from ciri.training.propagator_report import Examiner, card, export
-from ciri.training.propagator_weights import Average, faster_layout, load_exported, load_pretrained
+from ciri.training.propagator_weights import Average, faster_layout, load_exported, load_pretrained, mean_with
 from ciri.training.run import RunFolder, fit
 
 #: The pretrained encoder moves more slowly than what starts from nothing.
@@ -64,6 +64,7 @@ class Settings:
         out: the run's folder; training continues there if it exists.
         init: pretrained EfficientNet-Lite0 (.safetensors of the original key names); None starts from noise.
         go_on_from: exported weights to begin with, where the checkpoints of an earlier run are lost.
+        average_with: exported weights; what this run exports is the mean of its own and these.
         device: "cuda", "cuda:1", "cpu".
         minutes: stop this call after so many minutes.
         plan_minutes: minutes of the whole plan, all calls together; the schedule runs over them.
@@ -84,6 +85,7 @@ class Settings:
     out: Path
     init: Path | None = None
     go_on_from: Path | None = None
+    average_with: Path | None = None
     device: str = "cpu"
     minutes: float | None = None
     plan_minutes: float | None = None
@@ -156,10 +158,13 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     examiner = Examiner(held, run.samples, seed=settings.seed)
 
     def look(step: int) -> Mapping[str, float]:
-        values = examiner.look(average.network, step)
+        result = average.network
+        if settings.average_with is not None:
+            result = mean_with(result, settings.average_with)
+        values = examiner.look(result, step)
         facts = {**_facts(settings, step, values), "material": material}
-        facts["weights"] = f"{sum(p.numel() for p in average.network.parameters()) / 1e6:.1f}"
-        export(average.network, run.path / "propagator_lite.safetensors", facts)
+        facts["weights"] = f"{sum(p.numel() for p in result.parameters()) / 1e6:.1f}"
+        export(result, run.path / "propagator_lite.safetensors", facts)
         (run.path / "propagator_lite.md").write_text(card(facts))
         say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         return values
@@ -302,7 +307,11 @@ def _command(settings: Settings) -> str:
     for name, (height, width) in (("size", (settings.height, settings.width)), ("window", settings.window)):
         if (height, width) not in ((usual.height, usual.width), usual.window):
             options.append(f"--{name} {width}x{height}")
-    init = " --init efficientnet_lite0.safetensors" if settings.init else ""
+    init = " --init efficientnet_lite0.safetensors" if settings.init and not settings.go_on_from else ""
+    for name in ("go_on_from", "average_with"):
+        file: Path | None = getattr(settings, name)
+        if file is not None:
+            init += f" --{name.replace('_', '-')} {file.name}"
     return " \\\n    ".join([f"python -m ciri train propagator --data DATA --out RUN{init}", " ".join(options)]).rstrip(
         " \\\n"
     )

@@ -77,7 +77,28 @@ def load_exported(network: LiteNetwork, file: Path) -> None:
     Raises:
         CheckpointError: as :func:`ciri.propagation.lite.load_lite`.
     """
-    network.load_state_dict(load_lite(file).state_dict(), strict=False)
+    _put_folded(network, load_lite(file).state_dict())
+
+
+@torch.no_grad()
+def mean_with(network: LiteNetwork, file: Path) -> LiteNetwork:
+    """Return an unfolded network whose weights, folded, are the mean of this one's and of exported ones.
+
+    Where two runs began with the same weights, their mean is often better than either (Wortsman et al., "Model soups",
+    ICML 2022).
+
+    Raises:
+        CheckpointError: as :func:`ciri.propagation.lite.load_lite`.
+    """
+    mine, theirs = deepcopy(network).float().cpu().fold().state_dict(), load_lite(file).state_dict()
+    result = deepcopy(network)
+    _put_folded(result, {name: (value + theirs[name].to(value)) / 2 for name, value in mine.items()})
+    return result
+
+
+def _put_folded(network: LiteNetwork, state: Mapping[str, Tensor]) -> None:
+    """Copy folded weights into an unfolded network."""
+    network.load_state_dict(state, strict=False)
     for module in network.modules():
         if isinstance(module, ScaledConv) and module.scale is not None:
             module.scale.fill_(1)

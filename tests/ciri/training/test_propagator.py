@@ -12,7 +12,7 @@ from ciri.errors import TrainingError
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.flow import FlowPropagator
-from ciri.propagation.lite import LiteNetwork, load_lite
+from ciri.propagation.lite import SHIPPED, LiteNetwork, load_lite
 from ciri.propagation.memory import read
 from ciri.training import propagator_pool, synth_vos
 from ciri.training.data import open_library
@@ -22,8 +22,7 @@ from ciri.training.propagator import Settings, learning_pace, train
 from ciri.training.propagator_clips import read_batch, segmentation_loss, unroll
 from ciri.training.propagator_data import load_bank
 from ciri.training.propagator_pool import COMPOSITES, LENGTH, HintedPool, hinted_clip, spoil, stack
-from ciri.training.propagator_report import export, jaccard
-from ciri.training.propagator_weights import Average, load_exported
+from ciri.training.propagator_report import jaccard
 from ciri.training.synth_vos import Recipe, Sample, synthesise
 
 HEIGHT, WIDTH = 96, 160
@@ -309,32 +308,6 @@ def test_the_learning_rate_warms_up_and_comes_down():
     assert learning_pace(1000, 1.0) == pytest.approx(0.02)
 
 
-def test_training_goes_on_from_exported_weights(tmp_path):
-    torch.manual_seed(4)
-    network = LiteNetwork(folded=False)
-    file = tmp_path / "weights.safetensors"
-    export(network, file, {})
-    again = LiteNetwork(folded=False)
-    load_exported(again, file)
-    frames = torch.rand(1, 3, 32, 32)
-    with torch.no_grad():
-        ours, theirs = network.encode_key(frames).key, again.encode_key(frames).key
-    assert float((ours - theirs).norm() / ours.norm()) < 5e-3
-
-
-def test_the_average_follows_the_weights():
-    network = torch.nn.Linear(2, 2)
-    average = Average(network, decay=0.5)
-    with torch.no_grad():
-        network.weight.add_(1)
-    before = average.network.weight.clone()
-    average.update(network)
-    assert torch.allclose(average.network.weight, before + 0.9)
-    twin = Average(network)
-    twin.load_state_dict(average.state_dict())
-    assert torch.equal(twin.network.weight, average.network.weight) and twin.count == 1
-
-
 def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
     said = []
     settings = Settings(
@@ -349,6 +322,11 @@ def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
     assert "2 steps at 96x64" in text and "| pasted | 0." in text and "| pasted, hints | 0." in text
     assert network.state_dict().keys() == LiteNetwork().state_dict().keys()
     assert list((tmp_path / "run/samples").glob("pasted_*.jpg")) and (tmp_path / "run/curves.png").exists()
+    mean = train(replace(settings, steps=2, average_with=SHIPPED))
+    assert f"--average-with {SHIPPED.name}" in mean.with_suffix(".md").read_text()
+    name = "decoder.out2.weight"
+    ours, theirs, both = (n.state_dict()[name] for n in (network, load_lite(SHIPPED), load_lite(mean)))
+    torch.testing.assert_close(both, (ours + theirs) / 2, atol=1e-3, rtol=1e-3)
     with pytest.raises(TrainingError, match="another run"):
         train(replace(settings, seed=9))
 

@@ -1,0 +1,48 @@
+"""Where the propagator's weights come from in training, and what they are averaged with."""
+
+import torch
+
+from ciri.propagation.lite import LiteNetwork, load_lite
+from ciri.training.propagator_report import export
+from ciri.training.propagator_weights import Average, load_exported, mean_with
+
+
+def test_training_goes_on_from_exported_weights(tmp_path):
+    torch.manual_seed(4)
+    network = LiteNetwork(folded=False)
+    file = tmp_path / "weights.safetensors"
+    export(network, file, {})
+    again = LiteNetwork(folded=False)
+    load_exported(again, file)
+    frames = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        ours, theirs = network.encode_key(frames).key, again.encode_key(frames).key
+    assert float((ours - theirs).norm() / ours.norm()) < 5e-3
+
+
+def test_the_average_follows_the_weights():
+    network = torch.nn.Linear(2, 2)
+    average = Average(network, decay=0.5)
+    with torch.no_grad():
+        network.weight.add_(1)
+    before = average.network.weight.clone()
+    average.update(network)
+    assert torch.allclose(average.network.weight, before + 0.9)
+    twin = Average(network)
+    twin.load_state_dict(average.state_dict())
+    assert torch.equal(twin.network.weight, average.network.weight) and twin.count == 1
+
+
+def test_the_mean_with_exported_weights_is_the_mean_of_both_exports(tmp_path):
+    one, other = (LiteNetwork(folded=False) for _ in range(2))
+    with torch.no_grad():
+        for module in one.modules():  # scales as training leaves them
+            if getattr(module, "scale", None) is not None:
+                module.scale.uniform_(0.5, 2)
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other", "mean")]
+    export(one, files[0], {})
+    export(other, files[1], {})
+    export(mean_with(one, files[1]), files[2], {})
+    first, second, mean = (load_lite(file).state_dict() for file in files)
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2, atol=2e-3, rtol=2e-3)
