@@ -117,8 +117,10 @@ def main() -> None:
         most = max(differing)
         print(f"{arguments.against}: {np.mean(differing):.3%} of the pixels differ, {most:.3%} in the worst clip")
     bad = np.concatenate(overlaps) < BAD_BELOW
-    told = chance_of_lower(np.concatenate(confidences), bad)
-    print(f"confidence tells bad frames ({bad.sum()} of {len(bad)}, J < {BAD_BELOW}): {told:.3f}")
+    told = "no telling"
+    if bad.any() and not bad.all():
+        told = f"{chance_of_lower(np.concatenate(confidences), bad):.3f}"
+    print(f"confidence tells bad frames ({bad.sum()} of {len(bad)}, J < {BAD_BELOW}): {told}")
 
 
 if __name__ == "__main__":
