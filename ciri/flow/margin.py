@@ -1,9 +1,9 @@
 """Whether the margin around a target is free of it, measured on the clip itself.
 
-Masks are grown before they are filled, since their edges are not exact. Where they are, what growing added shows nothing
-of the target: then it may serve as a source for other frames, which need not look so far, or find what no frame shows
-beyond the margin. Nobody can see that in one frame, but over a clip it can be measured: where other frames show what is
-behind the margin, its pixels are a mixture of that and of the target,
+Masks are grown before they are filled, since their edges are not exact. Where they are, what growing added shows
+nothing of the target: then it may serve as a source for other frames, which need not look so far, or find what no frame
+shows beyond the margin. Nobody can see that in one frame, but over a clip it can be measured: where other frames show
+what is behind the margin, its pixels are a mixture of that and of the target,
 
     pixel = background + share * (target - background),
 
