@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
+from ._adapt import BackboneSocket, building_network, device, plain_errors
+from ._precision import chosen, precision_input
 from ._room import make_room
 from ._weights import path_unless_shipped, shipped_or_file, state_of
 from .backbones import CATEGORY_BACKBONES
-from .backbones_published import PRECISIONS
 
 MODELS = ("backbone_lite",)
 
@@ -29,12 +29,7 @@ class BackboneLite(io.ComfyNode):
             ),
             inputs=[
                 shipped_or_file(MODELS, "backbone"),
-                io.Combo.Input(
-                    "precision",
-                    options=PRECISIONS,
-                    default="auto",
-                    tooltip="auto measures whether this processor is faster in half precision.",
-                ),
+                precision_input(),
             ],
             outputs=[
                 BackboneSocket.Output("backbone", display_name="backbone", tooltip="Connect to Inactivation inpaint.")
@@ -53,6 +48,6 @@ class BackboneLite(io.ComfyNode):
 
         path = path_unless_shipped(weights, MODELS)
         with building_network():
-            backbone = load_lite(path, device=device(), precision=choose(precision, PRECISIONS, "precision"))
+            backbone = load_lite(path, device=device(), precision=chosen(precision))
         backbone.before_run = make_room
         return io.NodeOutput(backbone)

@@ -8,12 +8,12 @@ from typing import ClassVar
 from comfy_api.latest import io
 
 from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
+from ._precision import chosen, precision_input
 from ._room import make_room
 from ._weights import options, path_of, state_of
 from .backbones import CATEGORY_BACKBONES
 
 MODES = ["auto", "hard", "blend", "gate"]
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 COMPOSITION = ["smooth", "published"]
 
 
@@ -56,12 +56,7 @@ class PublishedBackbone(io.ComfyNode):
                     tooltip="Distant frames that every window may look at. -1 takes every 10th frame of the whole "
                     "clip, as published: work and memory then grow with the clip's length.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=PRECISIONS,
-                    default="auto",
-                    tooltip="auto measures whether this processor is faster in half precision.",
-                ),
+                precision_input(),
                 io.Int.Input(
                     "window",
                     default=5,
@@ -110,7 +105,7 @@ class PublishedBackbone(io.ComfyNode):
                 path_of(weights, cls.MODELS),
                 expected=cls.MODELS,
                 device=device(),
-                precision=choose(precision, PRECISIONS, "precision"),
+                precision=chosen(precision),
                 schedule=Schedule(window, reference_step, references),
                 mode=choose(mode, MODES, "mode"),
                 published=choose(composition, COMPOSITION, "composition") == "published",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._adapt import building_network, choose, device, plain_errors
+from ._adapt import building_network, device, plain_errors
+from ._precision import chosen, precision_input
 from ._room import make_room
 from ._weights import path_unless_shipped, shipped_or_file, state_of
 from .propagators import (
     CATEGORY_PROPAGATORS,
-    PRECISIONS,
     memory_every_input,
     memory_frames_input,
-    precision_input,
     propagator_output,
 )
 
@@ -68,7 +67,7 @@ class PropagatorLite(io.ComfyNode):
             propagator = build_lite(
                 path,
                 device=device(),
-                precision=choose(precision, PRECISIONS, "precision"),
+                precision=chosen(precision),
                 memory_every=memory_every,
                 memory_budget=memory_frames,
                 short_side=working_size,

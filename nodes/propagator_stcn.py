@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._adapt import building_network, choose, device, plain_errors
+from ._adapt import building_network, device, plain_errors
+from ._precision import chosen, precision_input
 from ._room import make_room
 from ._weights import options, path_of, state_of
 from .propagators import (
     CATEGORY_PROPAGATORS,
-    PRECISIONS,
     memory_every_input,
     memory_frames_input,
-    precision_input,
     propagator_output,
 )
 
@@ -83,7 +82,7 @@ class PropagatorSTCN(io.ComfyNode):
             propagator = build_stcn(
                 path_of(weights, MODELS),
                 device=device(),
-                precision=choose(precision, PRECISIONS, "precision"),
+                precision=chosen(precision),
                 memory_every=memory_every,
                 include_last=remember_last,
                 memory_budget=memory_frames,

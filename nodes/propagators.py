@@ -7,17 +7,6 @@ from comfy_api.latest import io
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors
 
 CATEGORY_PROPAGATORS = f"{CATEGORY}/propagators"
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
-
-
-def precision_input() -> io.Input:
-    """What a network computes in."""
-    return io.Combo.Input(
-        "precision",
-        options=PRECISIONS,
-        default="auto",
-        tooltip="auto measures whether this processor is faster in half precision.",
-    )
 
 
 def memory_every_input() -> io.Input:

@@ -28,7 +28,8 @@ from ciri.progress import OnStep, ignore, part
 
 #: Pixels above this are given a fill; paste-back blends by the map itself.
 COVERED_ABOVE = 0.05
-#: Pixels above this show the target, not the background, and are never a source.
+#: Pixels above this show the target, not the background, and are no source; unless the clip shows that the outermost of
+#: them, by which masks were grown, are free of it (:mod:`ciri.flow.margin`).
 HIDDEN_ABOVE = 0.5
 #: How far around the target DIS mixes its motion into the background's, in pixels: in the clip as it is, and
 #: after the target has been taken out.
@@ -163,8 +164,8 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
         inactivation: float32 (T, 1, H, W) in [0, 1]; above :data:`COVERED_ABOVE` a pixel gets candidates, above
-            :data:`HIDDEN_ABOVE` it cannot be one.
-        passes: 2 as said above; 1 leaves the rough round out, at about two thirds of the time.
+            :data:`HIDDEN_ABOVE` it cannot be one, but for a margin that turns out to be free.
+        passes: 2 as said above; 1 leaves the rough round out, at about two thirds of the time, and judges no margin.
         on_step: called for every frame of every pass; may raise to stop.
     """
     frames, inactivation = frames.cpu(), inactivation.cpu()
