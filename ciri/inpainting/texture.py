@@ -31,6 +31,10 @@ ROUNDS, SEARCHES = 3, 2
 #: What a match pays beside the mean squared difference of the patches: so many times that of its middle pixel's colour
 #: from the first guess, and of its distance squared, as a share of the area that is searched.
 STRAYING, FAR = 3.0, 0.3
+#: The first guess counts so much less on each finer level: it knows the layout and no detail.
+FINER = 0.5
+#: A match that costs so many times the median has 1/e of a perfect one's say. Less is sharper, and noisier.
+DISCERNING = 0.25
 #: Rows of patches that are cut out at a time.
 STRIP = 32
 #: Known pixels around the hole in which matches are looked for: this many times the hole's half width, at least.
@@ -75,7 +79,7 @@ def _pyramid(image: Tensor, missing: Tensor, deepest: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     estimate, match = levels[-1][0], None
     for level, (known, hole) in reversed(list(enumerate(levels))):
-        search = _Search(hole, generator)
+        search = _Search(hole, generator, STRAYING * FINER ** (len(levels) - 1 - level))
         if not search.possible:
             estimate = known
             continue
@@ -102,8 +106,8 @@ def _patches(image: Tensor) -> Tensor:
 class _Search:
     """Matching and voting on one level of the pyramid; matches are a dense (h, w, 2) field of (y, x)."""
 
-    def __init__(self, hole: Tensor, generator: torch.Generator) -> None:
-        self.hole, self.generator = hole, generator
+    def __init__(self, hole: Tensor, generator: torch.Generator, straying: float) -> None:
+        self.hole, self.generator, self.straying = hole, generator, straying
         self.h, self.w = hole.shape
         self.pixels = torch.nonzero(hole)
         # patches may reach over the picture's edge, which is repeated outwards: a hole beside it has few others
@@ -133,7 +137,7 @@ class _Search:
             apart = (patches[found] - wanted).square().mean(1)
             straying = (colours[found] - guessed).square().mean(1)
             away = (candidate - self.pixels).square().sum(1) / (self.h * self.w)
-            return apart + STRAYING * straying + FAR * away
+            return apart + self.straying * straying + FAR * away
 
         best = match[self.pixels[:, 0], self.pixels[:, 1]]
         lowest = cost(best)
@@ -172,7 +176,7 @@ class _Search:
     def vote(self, image: Tensor, field: Tensor, cost: Tensor) -> Tensor:
         """Return the image with each missing pixel the mean of what the matches of the patches over it say."""
         say = torch.zeros(self.h, self.w)
-        scale = cost.median() * 0.5 + 1e-6
+        scale = cost.median() * DISCERNING + 1e-6
         say[self.pixels[:, 0], self.pixels[:, 1]] = torch.exp(-cost / scale) + 1e-6
         limit = torch.tensor([self.h - 1, self.w - 1])
         colours, total = torch.zeros(len(self.pixels), 3), torch.zeros(len(self.pixels), 1)
