@@ -13,7 +13,7 @@ from scripts.comfyui import ROOT
 def measure(name, *options):
     """Run a benchmark and return the lines that it printed."""
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / name, *map(str, options)],
+        [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -25,7 +25,7 @@ def measure(name, *options):
 
 def test_propagation_measures_the_propagators_that_need_no_files():
     lines = measure(
-        "propagation.py", "--propagators", "flow", "lite", "--frames", 3, "--sizes", "96x64", "--precisions", "fp32"
+        "propagation", "--propagators", "flow", "lite", "--frames", 3, "--sizes", "96x64", "--precisions", "fp32"
     )
     assert [line.split()[0] for line in lines[1:]] == ["flow", "lite"]
     # seconds a frame, and megabytes
@@ -49,7 +49,17 @@ def case(tmp_path):
 
 
 def test_learned_inpainting_compares_the_small_backbone_with_copying(case):
-    lines = measure("learned_inpainting.py", case / "cases", "--sheet", case / "sheet.png")
+    lines = measure("learned_inpainting", case / "cases", "--sheet", case / "sheet.png")
     assert lines[0].split() == ["flow", "backbone_lite"] and lines[-1].startswith("MEAN")
     flow, lite = (float(value) for value in lines[-1].split()[1::4])
     assert flow > 20 and lite > 20 and (case / "sheet.png").exists()
+
+
+def test_texture_is_compared_with_the_smooth_guess(case):
+    stills = case / "stills"
+    stills.mkdir()
+    picture = np.random.default_rng(6).integers(0, 255, (30, 54, 3), np.uint8)
+    cv2.imwrite(str(stills / "a.png"), cv2.resize(picture, (432, 240), interpolation=cv2.INTER_CUBIC))
+    lines = measure("texture", stills, case / "cases", "--count", 1, "--pictures", case / "out")
+    assert [line.split()[0] for line in lines] == ["smooth", "texture"]
+    assert all(float(line.split()[4]) > 5 for line in lines) and (case / "out" / "000.png").exists()
