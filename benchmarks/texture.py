@@ -29,7 +29,7 @@ WIDTH, HEIGHT = 432, 240
 SMALLEST, LARGEST = 0.02, 0.08
 #: Pictures that would have to be enlarged by more are left out.
 MOST_ENLARGED = 1.4
-#: Silhouettes are grown by this many pixels, as removal grows masks.
+#: Pixels by which silhouettes are grown, so that nothing of a soft edge is left out.
 GROWN = 2
 
 
@@ -39,8 +39,10 @@ def stills(images: Path, cases: Path, count: int) -> Iterator[tuple[Tensor, Tens
     outlines = [np.asarray(cv2.imread(str(p), 0)) > 127 for p in sorted(cases.glob("*/masks/*.png"))]
     outlines = [x for x in outlines if x.mean() > SMALLEST / 2]
     for file in random.permutation(np.array(sorted(map(str, images.iterdir())))):
+        if not count:
+            return
         picture = cv2.imread(str(file))
-        if picture is None or not count:
+        if picture is None:
             continue
         scale = max(WIDTH / picture.shape[1], HEIGHT / picture.shape[0])
         if scale > MOST_ENLARGED:
