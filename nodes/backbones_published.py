@@ -74,6 +74,23 @@ class PublishedBackbone(io.ComfyNode):
                     tooltip="How overlapping windows are put together. published: as the authors' test program does, "
                     "with its 8-bit rounding, in full precision (for comparisons).",
                 ),
+                # optional: API workflows of before these inputs leave them out
+                io.Int.Input(
+                    "windows_at_once",
+                    default=1,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    tooltip="Windows that pass through the network together. More may be faster on a large GPU, and "
+                    "takes more memory; the result is the same.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Have torch.compile work on the network: the first run takes minutes longer, later ones "
+                    "may be faster. Needs Triton on a GPU, a C++ compiler on a CPU.",
+                ),
             ],
             outputs=[
                 BackboneSocket.Output("backbone", display_name="backbone", tooltip="Connect to Inactivation inpaint.")
@@ -96,6 +113,8 @@ class PublishedBackbone(io.ComfyNode):
         window: int,
         reference_step: int,
         composition: str,
+        windows_at_once: int = 1,
+        compile: bool = False,
     ) -> io.NodeOutput:
         from ciri.inpainting.load import load_backbone
         from ciri.inpainting.windows import Schedule
@@ -109,6 +128,8 @@ class PublishedBackbone(io.ComfyNode):
                 schedule=Schedule(window, reference_step, references),
                 mode=choose(mode, MODES, "mode"),
                 published=choose(composition, COMPOSITION, "composition") == "published",
+                windows_at_once=windows_at_once,
+                compiled=compile,
             )
         backbone.before_run = make_room
         return io.NodeOutput(backbone)

@@ -22,7 +22,7 @@ from ciri.errors import CiriError, OutOfMemoryError
 from ciri.frames import grow_mask
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blending import Blend, PublishedBlend, SmoothBlend
-from ciri.inpainting.network import Features, WindowNetwork
+from ciri.inpainting.network import Features, WindowNetwork, parts_of
 from ciri.inpainting.windows import Schedule, Window, without_holes
 from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller, return_unused_memory
 from ciri.progress import OnStep, ignore
@@ -71,6 +71,8 @@ class WindowBackbone:
         published: compose as the published programs do, with their 8-bit rounding, and binarise the map at 0 as they
             do; otherwise blend windows smoothly.
         trained_for: what these weights were trained for, where that differs from the published ones.
+        windows_at_once: neighbouring windows of one shape that pass through the network together. A large GPU that one
+            small window does not fill gains by it; memory grows with it.
 
     Attributes:
         before_run: called with the frames' height and width before a run; may free memory for it.
@@ -84,13 +86,17 @@ class WindowBackbone:
         mode: Mode = "auto",
         published: bool = False,
         trained_for: str | None = None,
+        windows_at_once: int = 1,
     ) -> None:
+        if windows_at_once < 1:
+            raise CiriError(f"windows_at_once is {windows_at_once}; expected 1 (one after another) or more.")
         if mode not in get_args(Mode):
             raise CiriError(f"Mode {mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
         self.network = network
         self.schedule = schedule or (Schedule() if published else Schedule(num_ref=DEFAULT_REFERENCES))
         self.mode = mode
         self.published = published
+        self.windows_at_once = windows_at_once
         self.before_run: BeforeRun = nothing
         self.facts: BackboneFacts = network.facts
         if trained_for is not None:
@@ -149,21 +155,23 @@ class WindowBackbone:
         self.before_run(int(height), int(width))
         has_hole = [bool((inactivation[[i]] > 0).any()) for i in range(len(frames))]
         windows = self.windows(has_hole)
-        last_use = {i: number for number, window in enumerate(windows) for i in window.frames}
-        clip, blend = _Clip(frames, inactivation, {}, {}), self._blend()
-        for number, window in enumerate(windows):
-            with torch.no_grad(), self._watched(partial(on_step, number, len(windows))):
-                predictions = self._with_less_memory(partial(self._predict, window, clip))
-            local = list(window.local)
-            blend.add(window, predictions, self._to_device(frames[local]), self._to_device(inactivation[local]))
-            del predictions
-            for index in [i for i in clip.features if last_use[i] <= number]:
+        last_use = {i: number for number, window in enumerate(windows, start=1) for i in window.frames}
+        clip, blend, done = _Clip(frames, inactivation, {}, {}), self._blend(), 0
+        for group in _alike(windows, self.windows_at_once):
+            with torch.no_grad(), self._watched(partial(on_step, done, len(windows))):
+                predictions = self._predictions(group, clip)
+            for window, predicted in zip(group, predictions, strict=True):
+                local = list(window.local)
+                blend.add(window, predicted, self._to_device(frames[local]), self._to_device(inactivation[local]))
+            del predictions, predicted
+            done += len(group)
+            for index in [i for i in clip.features if last_use[i] <= done]:
                 del clip.features[index]
-            for index in [i for i in clip.flows if last_use[i] <= number or last_use[i + 1] <= number]:
+            for index in [i for i in clip.flows if last_use[i] <= done or last_use[i + 1] <= done]:
                 del clip.flows[index]
             return_unused_memory()
-            on_step(number + 1, len(windows))
-            yield from blend.finish(windows[number + 1].local[0] if number + 1 < len(windows) else len(frames))
+            on_step(done, len(windows))
+            yield from blend.finish(windows[done].local[0] if done < len(windows) else len(frames))
 
     def _blend(self) -> Blend:
         return PublishedBlend() if self.published else SmoothBlend(self.schedule.stride)
@@ -171,16 +179,32 @@ class WindowBackbone:
     def _to_device(self, x: Tensor) -> Tensor:
         return x.to(self.device, torch.float32, non_blocking=True)
 
-    def _predict(self, window: Window, clip: _Clip) -> Tensor:
-        """Run one window: (l, 3, h, w) in [-1, 1]."""
-        missing = [i for i in window.frames if i not in clip.features]
+    def _predictions(self, group: list[Window], clip: _Clip) -> list[Tensor]:
+        """Run windows of one shape, together if memory allows; (l, 3, h, w) in [-1, 1] of each."""
+        if len(group) > 1:
+            try:
+                return list(self._predict(group, clip))
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # out here what the failed call had allocated is gone
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        return [self._with_less_memory(partial(self._predict, [window], clip))[0] for window in group]
+
+    def _predict(self, group: list[Window], clip: _Clip) -> Tensor:
+        """Run windows of one shape: (b, l, 3, h, w) in [-1, 1]."""
+        local = len(group[0].local)
+        missing = sorted({i for window in group for i in window.frames} - clip.features.keys())
         for start in range(0, len(missing), self.network.chunk):
             part = missing[start : start + self.network.chunk]
             gated = self.gated_features(self._to_device(clip.frames[part]), self._to_device(clip.maps[part]))
             clip.features.update(zip(part, gated, strict=True))
-        flows = self._flows(window, clip) if self.network.uses_flow and len(window.local) > 1 else None
-        features = torch.stack([clip.features[i] for i in window.frames])[None]
-        return self.network.decode_window(features, len(window.local), flows)[0]
+        flows = None
+        if self.network.uses_flow and local > 1:
+            flows = torch.stack([self._flows(window, clip) for window in group])
+        features = torch.stack([torch.stack([clip.features[i] for i in window.frames]) for window in group])
+        return self.network.decode_window(features, local, flows)
 
     def gated_features(self, frames: Tensor, maps: Tensor) -> Tensor:
         """Encode frames and let the map act on them as the mode says.
@@ -204,7 +228,7 @@ class WindowBackbone:
         return (maps > (0 if self.published else 0.5)).float()
 
     def _flows(self, window: Window, clip: _Clip) -> Tensor:
-        """Flows between the window's neighbouring local frames, (1, l - 1, 2, 2, h', w')."""
+        """Flows between the window's neighbouring local frames, (l - 1, 2, 2, h', w')."""
         pairs = list(window.local[:-1])
         missing = [i for i in pairs if i not in clip.flows]
         if missing:
@@ -215,7 +239,7 @@ class WindowBackbone:
             grey = dict(zip(both, (self._to_device(clip.frames[both]) * 2 - 1) * (1 - self._hole(maps)), strict=True))
             first, second = (torch.stack([grey[i + step] for i in missing]) for step in (0, 1))
             clip.flows.update(zip(missing, self.network.flows(first, second), strict=True))
-        return torch.stack([clip.flows[i] for i in pairs])[None]
+        return torch.stack([clip.flows[i] for i in pairs])
 
     def _with_less_memory(self, work: Callable[[], T]) -> T:
         """Repeat work with ever smaller chunks while memory runs out: the result is the same, the peak is lower."""
@@ -240,13 +264,22 @@ class WindowBackbone:
     @contextmanager
     def _watched(self, tick: Callable[[], object]) -> Iterator[None]:
         """Call ``tick`` before every part of the network runs, so that an interrupt does not wait for a window."""
-        handles = [
-            child.register_forward_pre_hook(lambda *_: tick())
-            for module in self.network.children()
-            for child in (module.children() if isinstance(module, torch.nn.ModuleList) else [module])
-        ]
+        handles = [part.register_forward_pre_hook(lambda *_: tick()) for part in parts_of(self.network)]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _alike(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
+    """Runs of up to so many consecutive windows with equally many local and reference frames."""
+    group: list[Window] = []
+    for window in windows:
+        shapes = [(len(w.local), len(w.reference)) for w in (*group[-1:], window)]
+        if group and (len(group) == most or shapes[0] != shapes[1]):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group

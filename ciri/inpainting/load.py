@@ -12,6 +12,7 @@ import torch
 from ciri.checkpoints import load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.inactivation.fusion import Fusion
+from ciri.inpainting.compiled import compile_parts
 from ciri.inpainting.driver import Mode, WindowBackbone
 from ciri.inpainting.dstt import DSTT
 from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ, check_attention_windows
@@ -37,6 +38,8 @@ def load_backbone(
     schedule: Schedule | None = None,
     mode: Mode = "auto",
     published: bool = False,
+    windows_at_once: int = 1,
+    compiled: bool = False,
 ) -> WindowBackbone:
     """Load a published or trained weight file as a backbone.
 
@@ -45,10 +48,13 @@ def load_backbone(
         expected: names of the networks that it may hold.
         device: where the network runs.
         precision: "auto" (bfloat16 or float16 where the processor is faster in it), "fp32", "bf16" or "fp16".
-        schedule, mode, published: see :class:`ciri.inpainting.driver.WindowBackbone`.
+        schedule, mode, published, windows_at_once: see :class:`ciri.inpainting.driver.WindowBackbone`.
+        compiled: have torch.compile work on the network's parts, see
+            :func:`ciri.inpainting.compiled.compile_parts`.
 
     Raises:
         CheckpointError: unreadable, of another network than expected, or incomplete.
+        CiriError: torch.compile does not work here.
     """
     device = torch.device(device)
     state, metadata = read_state_dict(path)
@@ -66,12 +72,15 @@ def load_backbone(
         network.fusion = _fusion(metadata["beta"], path)
     network.precision = torch.float32 if published else choose_dtype(precision, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if compiled:
+        compile_parts(network, device)
     return WindowBackbone(
         network.requires_grad_(False),
         schedule=schedule,
         mode=mode,
         published=published,
         trained_for=metadata.get("trained_for"),
+        windows_at_once=windows_at_once,
     )
 
 

@@ -18,7 +18,7 @@ Dimensions: N frames, B windows of T frames each, the first L of them local, C c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -170,3 +170,9 @@ def channels_last(x: Tensor) -> Tensor:
 def in_chunks(function: Stage, x: Tensor, size: int) -> Tensor:
     """Apply a function that treats every item of the first axis alike to a few items at a time."""
     return function(x) if len(x) <= size else torch.cat([function(part) for part in x.split(size)])
+
+
+def parts_of(network: WindowNetwork) -> Iterator[nn.Module]:
+    """The children of a network, and those of its lists of blocks one by one."""
+    for child in network.children():
+        yield from child.children() if isinstance(child, nn.ModuleList) else [child]

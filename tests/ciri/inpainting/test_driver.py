@@ -7,7 +7,9 @@ import torch
 
 from ciri.errors import CiriError, OutOfMemoryError
 from ciri.inpainting.base import BackboneFacts
+from ciri.inpainting.compiled import check_compiler, compile_parts
 from ciri.inpainting.driver import WindowBackbone
+from ciri.inpainting.e2fgvi import E2FGVIHQ
 from ciri.inpainting.network import WindowNetwork
 from ciri.inpainting.published import dilate_cross, plain_loop
 from ciri.inpainting.sttn import STTN
@@ -250,3 +252,105 @@ def test_the_description_counts_the_windows_that_are_run(seed):
 def test_unknown_mode_is_refused():
     with pytest.raises(CiriError, match="soft.*auto, hard, blend, gate"):
         WindowBackbone(Stub(), mode="soft")
+
+
+class Joined(Stub):
+    """Also counts how many windows come together, and fails above so many."""
+
+    most = None
+
+    def decode_window(self, features, local, flows=None):
+        self.decoded.append(len(features))
+        if self.most is not None and len(features) > self.most:
+            raise self.failure
+        return torch.stack([predict(window[None], local)[:local] for window in features])
+
+
+def together(published, at_once, most=None):
+    network = Joined()
+    network.most = most
+    frames, masks = clip(t=41)
+    backbone = WindowBackbone(network, schedule=Schedule(5, 10, 2), published=published, windows_at_once=at_once)
+    told = []
+    result = backbone.inpaint(frames, masks, on_step=lambda done, total: told.append((done, total)))
+    return result, network, told
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_windows_that_pass_together_give_what_they_give_alone(published):
+    alone, one, _ = together(published, 1)
+    joined, several, told = together(published, 3)
+    assert torch.equal(alone, joined)
+    assert max(one.decoded) == 1 and max(several.decoded) == 3 and sum(several.decoded) == sum(one.decoded)
+    assert sum(several.encoded) == sum(one.encoded)
+    assert told[-1] == (sum(one.decoded),) * 2
+
+
+def test_windows_that_do_not_fit_together_go_one_by_one():
+    alone, _, _ = together(False, 1)
+    crowded, network, _ = together(False, 3, most=1)
+    assert torch.equal(alone, crowded) and max(network.decoded) == 3
+    with pytest.raises(CiriError, match="windows_at_once is 0"):
+        together(False, 0)
+
+
+@pytest.mark.parametrize(("network", "size"), [(STTN, (48, 96)), (E2FGVIHQ, (60, 108))])
+def test_windows_pass_together_through_a_network(network, size):
+    torch.manual_seed(0)
+    model = network().eval().requires_grad_(False)
+    frames, masks = clip(t=9, h=size[0], w=size[1])
+    backbone = WindowBackbone(model, schedule=Schedule(1, 4, 1))
+    alone = backbone.inpaint(frames, masks)
+    backbone.windows_at_once = 3
+    torch.testing.assert_close(backbone.inpaint(frames, masks), alone, atol=1e-5, rtol=0)
+
+
+class Small(WindowNetwork):
+    """Two convolutions, one of them in a list."""
+
+    name = "small"
+    facts = BackboneFacts(trained_for="hard mask")
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = torch.nn.ModuleList([torch.nn.Conv2d(4, 3, 3, padding=1)])
+
+    def stages(self):
+        return {"out": self.first}
+
+    def decode_window(self, features, local, flows=None):
+        return torch.stack([self.blocks[0](window[:local].float()).tanh() for window in features])
+
+
+def test_a_compiled_network_gives_the_same_and_can_be_stopped():
+    try:
+        check_compiler(torch.device("cpu"))
+    except CiriError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    network = Small().eval().requires_grad_(False)
+    names = list(network.state_dict())
+    frames, masks = clip(t=8)
+    backbone = WindowBackbone(network, schedule=Schedule(2, 4))
+    expected = backbone.inpaint(frames, masks)
+    compile_parts(network, torch.device("cpu"))
+    ticks = []
+    result = backbone.inpaint(frames, masks, on_step=lambda done, total: ticks.append(done))
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    assert list(network.state_dict()) == names and len(ticks) > 2 * max(ticks)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        backbone.inpaint(frames, masks, on_step=stop)
+
+
+def test_a_missing_compiler_is_told_at_once(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no such compiler: g++")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(CiriError, match=r"no such compiler: g\+\+. It needs a C\+\+ compiler"):
+        compile_parts(Small(), torch.device("cpu"))
