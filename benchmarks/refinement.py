@@ -1,12 +1,13 @@
 """Does refinement move masks and pictures the right way, and what does it cost?
 
     python benchmarks/refinement.py CASES_DIR [--detector oracle | lite | siammask] [--kinds planted,natural,clean]
-        [--detector-weights FILE] [--mode auto | mask] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
+        [--propagator lite | flow] [--backbone lite | flow] [--detector-weights FILE] [--mode auto | mask]
+        [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
     python benchmarks/refinement.py --made N --pack TRAINING_PACK ...
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...; or N composites made of the held-back part of a training pack, to
 tune thresholds on. Three kinds of masks are refined: "planted", the true ones with a part cut off in some frames;
-"natural", those of the flow propagator; "clean", the true ones. The flow backbone fills.
+"natural", those of the propagator; "clean", the true ones.
 
 Prints per case, before and after: J&F, PSNR over the true mask's pixels, the recovered share of what the masks missed,
 what they grew over elsewhere (in shares of the target), how many frames were suspicious, changed and refused, and the
@@ -31,11 +32,13 @@ from torch import Tensor
 
 from ciri.compare import overlay
 from ciri.frames import grow_mask
-from ciri.inpainting.flow import FlowBackbone
+from ciri.inpainting import registry as backbones
+from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
 from ciri.metrics.local import local_scores
 from ciri.metrics.segmentation import segmentation_score
-from ciri.propagation.flow import FlowPropagator
+from ciri.propagation import registry as propagators
+from ciri.propagation.base import Propagator
 from ciri.refinement.refine import Refinement, refine
 from ciri.refinement.settings import RefinementSettings
 from ciri.residue import registry
@@ -71,7 +74,7 @@ class Oracle:
     def template(self, frame: Tensor, mask: Tensor) -> None:
         """Nothing to remember."""
 
-    def detect(self, template: None, frames: Tensor, boxes: list[Any]) -> Tensor:
+    def detect(self, template: None, frames: Tensor, boxes: list[Any], removal: object = None) -> Tensor:
         """See :class:`ciri.residue.base.ResidueDetector`."""
         maps = []
         for frame, box in zip(frames, boxes, strict=True):
@@ -132,19 +135,22 @@ def cut_parts(true: Tensor, random: np.random.Generator) -> Tensor:
     return masks
 
 
-def pipeline(clip: Clip, kind: str, cache: pathlib.Path | None) -> dict[str, Any]:
+def pipeline(
+    clip: Clip, kind: str, propagator: Propagator, backbone: Backbone, cache: pathlib.Path | None
+) -> dict[str, Any]:
     """Masks of one kind, the clip inpainted with them, and the processor seconds of both stages; kept on disk."""
-    stored = cache / f"{clip.name}-{kind}-{len(clip.frames)}.pt" if cache else None
+    names = (clip.name, kind, propagator.name, backbone.name, str(len(clip.frames)))
+    stored = cache / f"{'-'.join(names)}.pt" if cache else None
     if stored and stored.exists():
         found: dict[str, Any] = torch.load(stored, weights_only=True)
         return found
     begun = time.process_time()
-    track = FlowPropagator().propagate(clip.frames, clip.true[:1], [0])
+    track = propagator.propagate(clip.frames, clip.true[:1], [0])
     propagated = time.process_time() - begun
     planted = cut_parts(clip.true, np.random.default_rng(len(clip.name)))
     masks = {"natural": track.probs, "planted": planted, "clean": clip.true}[kind]
     begun = time.process_time()
-    inpainted = remove(clip.frames, masks, FlowBackbone())
+    inpainted = remove(clip.frames, masks, backbone)
     result = {"masks": masks, "inpainted": inpainted, "seconds": propagated + time.process_time() - begun}
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +198,8 @@ def main() -> None:
     parser.add_argument("cases", type=pathlib.Path, nargs="?")
     parser.add_argument("--made", type=int, default=0, help="make so many composites instead")
     parser.add_argument("--pack", type=pathlib.Path, help="of a training pack")
+    parser.add_argument("--propagator", default="lite", choices=("lite", "flow"), help="of the natural masks")
+    parser.add_argument("--backbone", default="lite", choices=("lite", "flow"))
     parser.add_argument("--detector", default="lite", help="oracle, lite (default) or siammask")
     parser.add_argument("--detector-weights", type=pathlib.Path)
     parser.add_argument("--kinds", default="planted,natural,clean")
@@ -204,6 +212,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="print every report")
     arguments = parser.parse_args()
     options = {} if arguments.detector_weights is None else {"weights": arguments.detector_weights}
+    propagator, backbone = propagators.build(arguments.propagator), backbones.build(arguments.backbone)
     shared = None
     if arguments.detector != "oracle":
         shared = registry.build(arguments.detector, device=torch.device("cpu"), **options)
@@ -216,14 +225,14 @@ def main() -> None:
     print(f"{'case':30s} {'kind':8s} " + " ".join(f"{c:>7s}" for c in COLUMNS))
     for clip in clips:
         for kind, rows in table.items():
-            given = pipeline(clip, kind, arguments.cache)
+            given = pipeline(clip, kind, propagator, backbone, arguments.cache)
             begun = time.process_time()
             result = refine(
                 clip.frames,
                 clip.true[0],
                 given["masks"],
                 given["inpainted"],
-                backbone=FlowBackbone(),
+                backbone=backbone,
                 detector=shared or Oracle(clip),
                 settings=RefinementSettings(mode=arguments.mode, epochs=arguments.epochs),
             )

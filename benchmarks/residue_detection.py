@@ -26,11 +26,11 @@ from torch import Tensor
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove, soft_edges
 from ciri.residue import registry
-from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import crop, search_window, target_box
 from ciri.residue.detect import Residue, detect_residue
 from ciri.residue.lite import CROP, SHIPPED, LiteDetector, cell_indices, load_lite
-from ciri.training.residue_bank import CLEAN_BELOW, RESIDUE_FROM, Batch
+from ciri.training.residue_bank import CLEAN_BELOW, RESIDUE_FROM
 from ciri.training.residue_data import FEATHER, GROW, incomplete_masks, residue_label
 from ciri.training.residue_report import area_under_curve, average_precision, untrained
 
@@ -49,12 +49,12 @@ class PartMatching(LiteDetector):
         maps = self.network.encode(crop(frame[None], window, CROP, fill, antialias=True))
         return maps, [cell_indices(target)], fill
 
-    def detect(self, template: Any, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
-        """See the protocol."""
+    def detect(self, template: Any, frames: Tensor, boxes: Sequence[Box], removal: Removal | None = None) -> Tensor:
+        """See the protocol; the removal is not looked at."""
         maps, index, fill = template
         crops = crop(frames, [search_window(box) for box in boxes], CROP, fill, antialias=True)
         search = self.network.encode(crops)
-        return untrained(Batch(search, maps, index, label=search[0], sure=search[0]))
+        return untrained(search, maps, index)
 
 
 def read(folder: Path, mode: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def examine(data: dict[str, np.ndarray], detector: ResidueDetector) -> dict[str,
     for name, masks in (("with_true", "true"), ("with_wrong", "wrong")):
         used = torch.from_numpy(data[masks])[:, None].float()
         inpainted = _clip(data[name])
-        residue = detect_residue(inpainted, true[0], frames[0], used, detector)
+        residue = detect_residue(inpainted, true[0], frames, used, detector)
         label, sure = residue_label(inpainted, clean, frames, true, soft_edges(used, GROW, FEATHER)[1])
         if masks == "true":
             label, sure = 0 * label, torch.ones_like(sure)

@@ -88,9 +88,7 @@ class DetectResidue(io.ComfyNode):
         filled = same_clip(to_clip(inpainted, what="inpainted clip"), frames)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
         followed, more = to_masks(masks, frames, what="mask")
-        found = detect_residue(
-            filled, painted, frames[index], followed, detector, first_index=index, on_step=progress()
-        )
+        found = detect_residue(filled, painted, frames, followed, detector, first_index=index, on_step=progress())
         shown = heat_preview(filled, found.maps, followed)
         return io.NodeOutput(
             to_mask(found.maps),

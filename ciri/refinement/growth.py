@@ -20,6 +20,7 @@ from torch import Tensor
 from ciri.frames import grow_mask
 from ciri.propagation.guided_filter import guided_filter
 from ciri.propagation.tracker import sharpen
+from ciri.refinement.company import Company
 from ciri.residue.base import Box
 from ciri.residue.crops import search_window
 
@@ -102,6 +103,25 @@ def grow_over_residue(
     grown = mask.clone()
     grown[0][part] = torch.from_numpy(np.maximum(soft, old))
     return Growth(grown)
+
+
+def without_scene(grown: Tensor, mask: Tensor, t: int, company: Company) -> tuple[Tensor, str]:
+    """Return a grown mask (1, H, W) without the parts that do not travel with the target, and why none is left.
+
+    Args:
+        grown, mask: float32 (1, H, W) in [0, 1].
+        t: their frame.
+        company: of the clip.
+    """
+    scene = company.staying_behind(t, ((grown > 0.5) & (mask <= 0.5))[0].numpy())
+    if not scene.any():
+        return grown, ""
+    # their soft rim goes with them
+    rim = cv2.dilate(scene.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    kept = torch.where(torch.from_numpy(rim), mask, grown)
+    if not ((kept > 0.5) & (mask <= 0.5)).any():
+        return mask, "what was found does not travel with the target"
+    return kept, ""
 
 
 def worth_asking(response: Tensor, threshold: float) -> Tensor:

@@ -88,7 +88,7 @@ def frame_losses(watch: Watch, scene: Scene, logits: Tensor, start: Tensor, part
     pictures = composed(scene, logits, part, grow)
     size = (pictures.shape[2], pictures.shape[3])
     areas = torch.tensor([b.width * b.height for b in boxes], dtype=torch.float32)
-    residue = residue_loss(watch.logits(pictures, boxes), boxes, size, watch.threshold).cpu()
+    residue = residue_loss(watch.logits(pictures, scene.at[part]), boxes, size, watch.threshold).cpu()
     anchor = F.binary_cross_entropy_with_logits(logits, start.sigmoid(), reduction="none") - _entropy(start)
     held = (anchor * scene.quiet[part]).flatten(1).sum(1) / areas
     change = logits - start

@@ -118,7 +118,7 @@ def _loss(
     shown = clip.frames[t]
     composed = mask * inpainted[t] + (1 - mask) * shown
     box, size = watch.box(t), (int(shown.shape[1]), int(shown.shape[2]))
-    logits = watch.logits(composed[None], [box])
+    logits = watch.logits(composed[None], [t])
     total = RESIDUE * residue_loss(logits, [box], size, watch.threshold, mode="paper").sum().cpu()
     if features is None:
         return total

@@ -21,6 +21,7 @@ from ciri.propagation.base import Propagator
 from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement import growth
 from ciri.refinement.clock import Clock, TimeUpError
+from ciri.refinement.company import Company
 from ciri.refinement.decoder_inputs import Annotated, refinable
 from ciri.refinement.inputs import check, outside_inference
 from ciri.refinement.judging import Judge, Pictures
@@ -34,7 +35,7 @@ from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
 from ciri.refinement.settings import RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of, updated
 from ciri.refinement.weight_space import tune
-from ciri.residue.base import ResidueDetector
+from ciri.residue.base import Removal, ResidueDetector
 from ciri.residue.crops import boxes_of_clip
 from ciri.residue.detect import Residue
 
@@ -161,7 +162,8 @@ class _Job:
             boxes = boxes_of_clip(self.masks, self.first_mask, self.first_index)
             device = self.detector.device
             template = self.detector.template(self.frames[self.first_index].to(device), self.first_mask.to(device))
-            watch = Watch(self.detector, template, boxes, least_threshold(self.detector), self.settings.seed)
+            removal = Removal(self.frames, self.masks, self.inpainted)
+            watch = Watch(self.detector, template, boxes, removal, least_threshold(self.detector), self.settings.seed)
             at = [t for t, box in enumerate(boxes) if box is not None]
             seen = watch.look(self.inpainted[at], at, self.clock.watched(on_step))
             residue = updated(replace(self.nothing, boxes=boxes), at, seen)
@@ -205,6 +207,7 @@ class _Job:
         usual = growth.usual_area(self.masks, self.first_mask)
         with self.clock.stage("masks"):
             looks = Looks(self.frames[self.first_index], self.first_mask)
+            company = Company(self.frames, self.masks)
             for t in reasons:
                 self.clock.check()
                 box = watch.box(t)
@@ -224,6 +227,8 @@ class _Job:
                     most_area=self.most[t],
                 )
                 grown[t], reasons[t] = proposal.mask, proposal.reason
+                if not reasons[t]:
+                    grown[t], reasons[t] = growth.without_scene(proposal.mask, self.masks[t], t, company)
         return grown
 
     def _descend(
@@ -268,20 +273,6 @@ class _Job:
     def _refinable(self) -> MemoryPropagator:
         """The propagator, if its weights can be tuned; CiriError if not."""
         return refinable(self.propagator, self.settings.mode)
-
-    def _judge(
-        self,
-        watch: Watch,
-        before: Residue,
-        pictures: Pictures,
-        refined: Tensor,
-        reasons: dict[int, str],
-        on_step: OnStep,
-    ) -> tuple[Tensor, Tensor, Residue]:
-        """Return masks, pictures and residue of the clip with everything that stood the test."""
-        with self.clock.stage("judging"):
-            judge = Judge(watch, before, pictures, self.settings, self.clock, self.known)
-            return judge.decide(refined, self.most, reasons, on_step)
 
     def _as_printed(self, on_step: OnStep) -> Refinement:
         """Eq. 8-10, two epochs over all frames, no guard: what comes of it is what is returned."""

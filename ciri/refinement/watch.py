@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ciri.errors import OutOfMemoryError
 from ciri.progress import OnStep, ignore
-from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import paste_map, search_window
 from ciri.residue.detect import Residue
 from ciri.residue.score import score
@@ -35,7 +35,7 @@ LEAST_TARGET = 24
 
 #: A frame is suspicious from this score on, or from the second if a neighbour reaches it too. In target areas, for a
 #: residue that is seen for certain: what a pixel can score at most is 1 - tau.
-SUSPICIOUS, SUSPICIOUS_PAIR = 0.04, 0.014
+SUSPICIOUS, SUSPICIOUS_PAIR = 0.06, 0.03
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Watch:
         detector: frozen.
         template: of the annotated target.
         boxes: where it looks in every frame; they do not change while masks do.
+        removal: of the clip as it was given. It does not change either: a mask that grows must not be believed
+            for having grown, only the picture counts.
         threshold: response below which nothing counts in this clip; at least the detector's own.
         seed: of the jitter.
     """
@@ -53,6 +55,7 @@ class Watch:
     detector: ResidueDetector
     template: Any
     boxes: list[Box | None]
+    removal: Removal
     threshold: float
     seed: int = 0
 
@@ -70,7 +73,7 @@ class Watch:
         boxes = [self.box(t) for t in at]
 
         def one(part: slice) -> None:
-            logits = self.logits(frames[part], boxes[part])
+            logits = self.logits(frames[part], at[part], boxes[part])
             scores[part] = score(logits, boxes[part], size, self.threshold).cpu()
             for i, response in zip(range(len(at))[part], logits.sigmoid().cpu(), strict=True):
                 maps[i] = paste_map(response, search_window(boxes[i]), size)
@@ -90,7 +93,7 @@ class Watch:
             boxes = [self._jittered(t, view) for t in at]
 
             def one(part: slice, boxes: list[Box] = boxes) -> None:
-                logits = self.logits(frames[part], boxes[part])
+                logits = self.logits(frames[part], at[part], boxes[part])
                 # in areas of the true box: a jittered one would change the unit
                 unit = torch.tensor([_area(b) / _area(self.box(t)) for b, t in zip(boxes[part], at[part], strict=True)])
                 total[part] += score(logits, boxes[part], size, self.threshold).cpu() * unit
@@ -98,9 +101,12 @@ class Watch:
             in_batches(len(at), one)
         return total / JITTERED_VIEWS
 
-    def logits(self, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
-        """The detector's answer, float32; gradients flow to the frames."""
-        return self.detector.detect(self.template, frames.to(self.detector.device), boxes).float()
+    def logits(self, frames: Tensor, at: Sequence[int], boxes: Sequence[Box] | None = None) -> Tensor:
+        """The detector's answer, float32, to pictures of the frames ``at``; gradients flow to the pictures."""
+        boxes = [self.box(t) for t in at] if boxes is None else boxes
+        device = self.detector.device
+        removal = Removal(*(x[list(at)].to(device) for x in self.removal))
+        return self.detector.detect(self.template, frames.to(device), boxes, removal).float()
 
     def _jittered(self, t: int, view: int) -> Box:
         box = self.box(t)

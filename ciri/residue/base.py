@@ -28,6 +28,21 @@ class Box(NamedTuple):
         return self.x + self.width / 2, self.y + self.height / 2
 
 
+class Removal(NamedTuple):
+    """How the target was removed from some frames: what tells a fill from a part that was never covered.
+
+    Attributes:
+        filmed: float32 (N, 3, H, W) in [0, 1], the frames before.
+        masks: float32 (N, 1, H, W) in [0, 1], where the target was taken to be.
+        inpainted: float32 (N, 3, H, W) in [0, 1], what came out. The frames that are asked about may be others: a new
+            attempt has to convince by what it shows, not by having changed more.
+    """
+
+    filmed: Tensor
+    masks: Tensor
+    inpainted: Tensor
+
+
 @runtime_checkable
 class ResidueDetector(Protocol):
     """A frozen Siamese network: one look at the target in the annotated frame, then a response for any other frame.
@@ -58,7 +73,7 @@ class ResidueDetector(Protocol):
         """
         ...
 
-    def detect(self, template: Any, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
+    def detect(self, template: Any, frames: Tensor, boxes: Sequence[Box], removal: Removal | None = None) -> Tensor:
         """Return logits (N, 1, h, w) of "this belongs to the target", spread evenly over each box's search window.
 
         The window is :func:`ciri.residue.crops.search_window` of the box. The result can be differentiated with
@@ -68,5 +83,6 @@ class ResidueDetector(Protocol):
             template: what :meth:`template` returned.
             frames: float32 (N, 3, H, W) in [0, 1], inpainted.
             boxes: where the target was in each of them.
+            removal: how it was removed from each of them, for detectors that make use of it; no gradient flows there.
         """
         ...

@@ -10,7 +10,7 @@ from torch import Tensor
 from ciri.errors import MaskError
 from ciri.frames import check_annotation
 from ciri.progress import OnStep, ignore
-from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import boxes_of_clip, paste_map, search_window
 from ciri.residue.score import score
 
@@ -37,7 +37,7 @@ class Residue:
 def detect_residue(
     inpainted: Tensor,
     first_mask: Tensor,
-    first_frame: Tensor,
+    frames: Tensor,
     masks: Tensor,
     detector: ResidueDetector,
     *,
@@ -49,8 +49,8 @@ def detect_residue(
     Args:
         inpainted: float32 (T, 3, H, W) in [0, 1].
         first_mask: float32 (1, H, W) or (1, 1, H, W), the annotated mask.
-        first_frame: float32 (3, H, W), the annotated frame as it was filmed.
-        masks: float32 (T, 1, H, W) in [0, 1], where the target was taken to be: they say where to look.
+        frames: float32 (T, 3, H, W) in [0, 1], the clip as it was filmed.
+        masks: float32 (T, 1, H, W) in [0, 1], where the target was taken to be when it was removed.
         detector: what looks.
         first_index: number of the annotated frame.
         on_step: progress callback, called after every batch; may raise to stop.
@@ -62,24 +62,26 @@ def detect_residue(
     height, width = inpainted.shape[2:]
     size = (height, width)
     first_mask = first_mask.reshape(-1, *first_mask.shape[-2:])[:1]
-    if masks.shape != (count, 1, *size) or any(x.shape[-2:] != (height, width) for x in (first_mask, first_frame)):
+    wrong = masks.shape != (count, 1, *size) or first_mask.shape[-2:] != (height, width)
+    if wrong or frames.shape != inpainted.shape:
         raise MaskError(
-            f"The clip is {count} frames of {width}x{height}, but the masks have shape {tuple(masks.shape)}, the "
-            f"first mask {tuple(first_mask.shape)} and the first frame {tuple(first_frame.shape)}; all have to agree."
+            f"The inpainted clip is {count} frames of {width}x{height}, but the masks have shape {tuple(masks.shape)}, "
+            f"the first mask {tuple(first_mask.shape)} and the filmed frames {tuple(frames.shape)}; all have to agree."
         )
     if not 0 <= first_index < count:
         raise MaskError(f"Frame number {first_index} is outside the clip; it has frames 0 to {count - 1}.")
     check_annotation(first_mask[None])
     boxes = boxes_of_clip(masks, first_mask, first_index)
     maps, scores = torch.zeros(count, 1, *size), torch.zeros(count)
-    template = detector.template(first_frame.to(detector.device), first_mask.to(detector.device))
-    shown = [t for t, box in enumerate(boxes) if box is not None]
-    for start in range(0, len(shown), BATCH):
-        at = shown[start : start + BATCH]
+    template = detector.template(frames[first_index].to(detector.device), first_mask.to(detector.device))
+    present = [t for t, box in enumerate(boxes) if box is not None]
+    for start in range(0, len(present), BATCH):
+        at = present[start : start + BATCH]
         places = [box for t in at if (box := boxes[t]) is not None]
-        logits = detector.detect(template, inpainted[at].to(detector.device), places).float()
+        shown, removal = inpainted[at].to(detector.device), Removal(frames[at], masks[at], inpainted[at])
+        logits = detector.detect(template, shown, places, removal).float()
         scores[at] = score(logits, places, size, detector.threshold).cpu()
         for t, box, response in zip(at, places, logits.sigmoid().cpu(), strict=True):
             maps[t] = paste_map(response, search_window(box), size)
-        on_step(start + len(at), len(shown))
+        on_step(start + len(at), len(present))
     return Residue(maps, scores, boxes)

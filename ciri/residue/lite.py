@@ -5,6 +5,10 @@ both cut out at twice the target's box. At 1/4, 1/8 and 1/16 of the crop every c
 the background's cells (:mod:`ciri.residue.parts`); a decoder turns the evidence and the features into a logit per 4
 pixels of the crop. Only projections and decoder are trained (``python -m ciri train residue``).
 
+Where it is told how the target was removed, it also compares with the target as it looks in the very frame (under the
+mask, before the removal), and knows what was covered and what changed: a fill is hardly ever residue, what lies beside
+it may be. The paper's detector sees the annotated frame alone.
+
 Dimensions: n search crops, m templates, s pixels of a crop's side, f4 f8 f16 maps at 1/4, 1/8, 1/16 of it.
 """
 
@@ -22,9 +26,9 @@ from ciri.checkpoints import identify, load_strictly, read_state_dict
 from ciri.errors import CheckpointError
 from ciri.frames import check_annotation, grow_mask
 from ciri.propagation.lite_encoder import C4, C8, C16, Lite0Encoder, ScaledConv
-from ciri.residue.base import Box
+from ciri.residue.base import Box, Removal
 from ciri.residue.crops import crop, search_window, target_box
-from ciri.residue.parts import Cells, choose_cells, evidence, gather_cells
+from ciri.residue.parts import Cells, choose_cells, evidence, gather_cells, similarity
 
 #: What the header of the weight file calls this network.
 ARCHITECTURE = "residue_lite"
@@ -42,6 +46,11 @@ CHANNELS = (C4, C8, C16)
 PROJECTED = (24, 40, 64)
 #: Most cells that are remembered of target and background at each scale.
 MOST_CELLS = (64, 128, 64)
+#: Maps of evidence per scale: like the annotated target, like its background, the difference; like the target now,
+#: and that less the background.
+EVIDENCE = 5
+#: Difference of a pixel, mean over its colours, that counts in full as changed.
+CHANGED_FULLY = 24 / 255
 #: Pixels of the crop around the target that count as neither target nor background.
 RIM = 5
 
@@ -83,8 +92,8 @@ class ResidueNetwork(nn.Module):
             nn.init.orthogonal_(projection.weight)
             nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
         self.skip = nn.ModuleList(nn.Conv2d(c, r, 1) for c, r in zip(CHANNELS, (16, 24, 24), strict=True))
-        self.decode8 = _block(24 + 24 + 9 + 1, 48)
-        self.decode4 = _block(48 + 16 + 3, 32)
+        self.decode8 = _block(24 + 24 + 3 * EVIDENCE + 1 + 2, 48)
+        self.decode4 = _block(48 + 16 + EVIDENCE + 2, 32)
         self.answer = nn.Conv2d(32, 1, 3, padding=1)
         nn.init.constant_(self.answer.bias, -3.0)  # type: ignore[arg-type]
         if folded:
@@ -116,28 +125,58 @@ class ResidueNetwork(nn.Module):
             cells.append((gather_cells(projected, own, limit), gather_cells(projected, other, limit)))
         return cells
 
-    def respond(self, maps: Maps, cells: list[tuple[Cells, Cells]]) -> Tensor:
-        """Return logits (n, 1, s/4, s/4) from the maps of search crops and a template's cells (m = 1, or m = n)."""
-        found = [evidence(p(x), *c) for p, x, c in zip(self.project, maps, cells, strict=True)]
+    def respond(self, maps: Maps, cells: list[tuple[Cells, Cells]], now: list[Cells], traces: Tensor) -> Tensor:
+        """Return logits (n, 1, s/4, s/4).
+
+        Args:
+            maps: of the search crops.
+            cells: of a template (m = 1), or of one for each crop (m = n).
+            now: per scale the target's cells in these frames before the removal (m = n).
+            traces: (n, 2, s / 4, s / 4) in [0, 1] of the removal: what its masks covered, and what it changed.
+        """
+        found = []
+        for project, x, (own, other), seen in zip(self.project, maps, cells, now, strict=True):
+            projected = project(x)
+            first = evidence(projected, own, other)
+            like = similarity(projected, seen)
+            found.append(torch.cat([first, like, like - first[:, 1:2]], 1))
         e4, e8, e16 = found
         s4, s8, s16 = (skip(x) for skip, x in zip(self.skip, maps, strict=True))
         n, _, h, w = e8.shape
         middle = _distance(h, w).to(e8).expand(n, 1, h, w)
-        pooled = F.avg_pool2d(e4, 2)
-        x = self.decode8(torch.cat([s8, _double(s16), pooled, e8, _double(e16), middle], 1))
-        x = self.decode4(torch.cat([_double(x), s4, e4], 1))
+        x = self.decode8(
+            torch.cat([s8, _double(s16), F.avg_pool2d(e4, 2), e8, _double(e16), middle, F.avg_pool2d(traces, 2)], 1)
+        )
+        x = self.decode4(torch.cat([_double(x), s4, e4, traces], 1))
         logits: Tensor = self.answer(x)
         return logits
 
 
 def cell_indices(mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return the (target's, background's) flat cell indices at each scale for a reference mask (1, s, s) in [0, 1]."""
+    """Return the (target's, background's) flat cell indices at each scale for a mask (1, s, s) in [0, 1].
+
+    A mask without a target has none of either.
+    """
     near = grow_mask(mask[None], RIM)
     pairs = []
+    if float(mask.max()) < 0.5:
+        nothing = torch.zeros(0, dtype=torch.int64, device=mask.device)
+        return [(nothing, nothing)] * len(SCALES)
     for scale, limit in zip(SCALES, MOST_CELLS, strict=True):
         own, around = (F.avg_pool2d(x, scale)[0, 0] for x in (mask[None], near))
         pairs.append(choose_cells(own, around, limit))
     return pairs
+
+
+def traces_of(hidden: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Return what a removal covered and what it changed, (n, 2, s / 4, s / 4) in [0, 1].
+
+    Args:
+        hidden: (n, 1, s, s) in [0, 1], its masks.
+        before, after: (n, 3, s, s) in [0, 1], crops of the frames.
+    """
+    changed = ((after - before).abs().mean(1, keepdim=True) / CHANGED_FULLY).clamp(max=1)
+    return F.avg_pool2d(torch.cat([hidden, changed], 1), 4)
 
 
 class LiteDetector:
@@ -168,11 +207,25 @@ class LiteDetector:
         target = crop(mask[None], window, CROP, fill.new_zeros(1), antialias=True)[0]
         return Template(self.network.remember(self.network.encode(crops), [cell_indices(target)]), fill)
 
-    def detect(self, template: Template, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
-        """See the protocol; the maps are 48 x 48."""
+    def detect(
+        self, template: Template, frames: Tensor, boxes: Sequence[Box], removal: Removal | None = None
+    ) -> Tensor:
+        """See the protocol; the maps are 48 x 48. Without a removal it decides by the annotated frame alone."""
         windows = [search_window(box) for box in boxes]
-        crops = crop(frames, windows, CROP, template.fill, antialias=True)
-        return self.network.respond(self.network.encode(crops), template.cells)
+        maps = self.network.encode(crop(frames, windows, CROP, template.fill, antialias=True))
+        with torch.no_grad():
+            if removal is None:
+                hidden = frames.new_zeros(len(frames), 1, CROP, CROP)
+                traces, filmed = frames.new_zeros(len(frames), 2, CROP // 4, CROP // 4), maps
+            else:
+                hidden = crop(removal.masks.to(frames), windows, CROP, frames.new_zeros(1), antialias=True)
+                before, after = (
+                    crop(x.to(frames), windows, CROP, template.fill, antialias=True)
+                    for x in (removal.filmed, removal.inpainted)
+                )
+                traces, filmed = traces_of(hidden, before, after), self.network.encode(before)
+            now = self.network.remember(filmed, [cell_indices(mask) for mask in hidden])
+        return self.network.respond(maps, template.cells, [own for own, _ in now], traces)
 
     def features(self, crops: Tensor) -> Tensor:
         """Return f8 (n, 40, s/8, s/8) of crops (n, 3, s, s) in [0, 1], differentiable: for the contextual loss."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ciri.frames import check_annotation
 from ciri.precision import choose_dtype
-from ciri.residue.base import Box
+from ciri.residue.base import Box, Removal
 from ciri.residue.crops import crop, search_window, target_box
 from ciri.residue.parts import NEAREST, choose_cells
 from ciri.residue.siammask_network import SEARCH, load_siammask
@@ -123,8 +123,10 @@ class SiamMaskDetector:
         p2, adjusted = (bank_of(cells[0], target, background) for cells in self.features(frame[None], [window], fill))
         return Template((p2, adjusted), fill)
 
-    def detect(self, template: Template, frames: Tensor, boxes: Sequence[Box]) -> Tensor:
-        """See :class:`ciri.residue.base.ResidueDetector`; returns (N, 1, 85, 85)."""
+    def detect(
+        self, template: Template, frames: Tensor, boxes: Sequence[Box], removal: Removal | None = None
+    ) -> Tensor:
+        """See :class:`ciri.residue.base.ResidueDetector`; returns (N, 1, 85, 85). The removal is not looked at."""
         maps = self.features(frames.to(self.device), [search_window(box) for box in boxes], template.fill)
         levels = [bank.logits(cells) for bank, cells in zip(template.banks, maps, strict=True)]
         return over_the_window(torch.stack(levels).mean(0))

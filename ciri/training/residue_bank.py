@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.residue.lite import Maps, ResidueNetwork, cell_indices
+from ciri.residue.lite import Maps, ResidueNetwork, cell_indices, traces_of
 from ciri.training.residue_data import Pool
 
 #: Crops that are encoded together.
 BATCH = 16
+#: Label from which a deceived network is told that the residue was covered.
+CLAIMED = 0.3
 #: Residue area, of the box, from which a frame counts as one with residue, and below which as one without.
 RESIDUE_FROM, CLEAN_BELOW = 0.01, 0.001
 
@@ -27,12 +29,19 @@ class Batch:
     """What a step needs: maps of search crops, of their references, their cell indices, and the answers.
 
     Attributes:
+        filmed: maps of the search crops before the removal.
+        hidden: (n, 1, s, s) in [0, 1], the masks of the removal; their cell indices are ``hidden_index``.
+        traces: of the removal, (n, 2, h, w), see :func:`ciri.residue.lite.traces_of`.
         label, sure: (n, 1, h, w) in [0, 1] at the answers' size.
     """
 
     search: Maps
     reference: Maps
     index: list[list[tuple[Tensor, Tensor]]]
+    filmed: Maps
+    hidden: Tensor
+    hidden_index: list[list[tuple[Tensor, Tensor]]]
+    traces: Tensor
     label: Tensor
     sure: Tensor
 
@@ -50,6 +59,9 @@ class Bank:
         self.files: list[Path] = []
         self.pools: list[Pool] = []
         self._search: list[tuple[Tensor, ...]] = []
+        self._filmed: list[tuple[Tensor, ...]] = []
+        self._traces: list[Tensor] = []
+        self._hidden: list[list[list[tuple[Tensor, Tensor]]]] = []
         self._reference: list[tuple[Tensor, ...]] = []
         self._index: list[list[tuple[Tensor, Tensor]]] = []
         self._places: list[tuple[int, int]] = []
@@ -76,6 +88,12 @@ class Bank:
         pool = Pool.load(file)
         self.files.append(file)
         self._search.append(self._encode(pool.search))
+        self._filmed.append(self._encode(pool.filmed))
+        crops = zip(*(getattr(pool, x).split(BATCH) for x in ("hidden", "filmed", "search")), strict=True)
+        self._traces.append(torch.cat([traces_of(*(x.float() / 255 for x in part)).half() for part in crops]))
+        self._hidden.append([cell_indices(mask) for mask in pool.hidden.float() / 255])
+        # a view would keep all of it
+        pool.filmed = pool.filmed[:0].clone()
         self._first_target.append(len(self._index))
         self._reference.append(self._encode(pool.reference))
         self._index += [cell_indices(mask) for mask in pool.mask.float() / 255]
@@ -87,8 +105,7 @@ class Bank:
         self.kind = torch.cat([self.kind, pool.kind])
         self.complete = torch.cat([self.complete, pool.complete])
         if not self.keep_pictures:
-            pool.search = pool.search[:0]
-            pool.reference, pool.mask = pool.reference[:0], pool.mask[:0]
+            pool.search, pool.reference, pool.mask = (x[:0].clone() for x in (pool.search, pool.reference, pool.mask))
         self.pools.append(pool)
 
     @torch.no_grad()
@@ -105,12 +122,15 @@ class Bank:
             f4, f8, f16 = (torch.stack([bank[p][scale][i] for p, i in rows]).float() for scale in range(3))
             return f4, f8, f16
 
-        search = maps(self._search, places)
+        search, filmed = maps(self._search, places), maps(self._filmed, places)
         reference = maps(self._reference, [(p, t) for (p, _), t in zip(places, targets, strict=True)])
         index = [self._index[self._first_target[p] + t] for (p, _), t in zip(places, targets, strict=True)]
         answers = [torch.stack([getattr(self.pools[p], name)[i] for p, i in places]) for name in ("label", "sure")]
         label, sure = (F.avg_pool2d(x.float() / 255, x.shape[-1] // search[0].shape[-1]) for x in answers)
-        return Batch(search, reference, index, label, (sure > 0.5).float())
+        hidden = torch.stack([self.pools[p].hidden[i] for p, i in places]).float() / 255
+        hidden_index = [self._hidden[p][i] for p, i in places]
+        traces = torch.stack([self._traces[p][i] for p, i in places]).float()
+        return Batch(search, reference, index, filmed, hidden, hidden_index, traces, label, (sure > 0.5).float())
 
     def pictures(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return uint8 (3, s, s) search crop, reference crop, and (1, s, s) its mask, where they are kept."""
@@ -119,6 +139,25 @@ class Bank:
         return pool.search[i], pool.reference[target], pool.mask[target]
 
 
-def respond(network: ResidueNetwork, batch: Batch) -> Tensor:
-    """Return the network's logits (n, 1, h, w) for a batch."""
-    return network.respond(batch.search, network.remember(batch.reference, batch.index))
+def respond(
+    network: ResidueNetwork, batch: Batch, *, ignorant: Sequence[int] = (), deceived: Sequence[int] = ()
+) -> Tensor:
+    """Return the network's logits (n, 1, h, w) for a batch.
+
+    Args:
+        network: the detector's.
+        batch: of n samples.
+        ignorant: samples of which it is not told how the target was removed.
+        deceived: samples of which it is told that what is left was covered as well: a mask is no proof of a removal.
+    """
+    hidden, index, traces = batch.hidden.clone(), list(batch.hidden_index), batch.traces.clone()
+    for i in ignorant:
+        hidden[i], traces[i] = 0, 0
+    for i in deceived:
+        left = F.interpolate(batch.label[i : i + 1], hidden.shape[-2:], mode="nearest")[0] >= CLAIMED
+        hidden[i] = torch.maximum(hidden[i], F.max_pool2d(left.float(), 9, 1, 4))
+        traces[i, :1] = F.avg_pool2d(hidden[i], hidden.shape[-1] // traces.shape[-1])
+    for i in (*ignorant, *deceived):
+        index[i] = cell_indices(hidden[i])
+    now = [own for own, _ in network.remember(batch.filmed, index)]
+    return network.respond(batch.search, network.remember(batch.reference, batch.index), now, traces)

@@ -32,6 +32,8 @@ MISSES = {"lose part": 0.3, "lose spots": 0.2, "thin": 0.15, "erode": 0.15, "lag
 VISIBLE_FROM, VISIBLE_FULLY = 6, 30
 #: Share of composites whose masks are complete, so that any removal of them is clean.
 COMPLETE = 0.35
+#: Errors that cover too much; how often complete and incomplete masks get some, so that neither is told by its shape.
+TOO_MUCH, GENEROUS, ALSO_GENEROUS = ("leak", "dilate", "shake", "lag"), 0.7, 0.4
 #: Smallest target in the annotated frame, in pixels.
 LEAST_AREA = 150
 #: What the product grows masks by, and the width of its seams, in pixels.
@@ -45,7 +47,8 @@ class Pool:
     """Samples as uint8; sample i belongs to the target ``target[i]``.
 
     Attributes:
-        search: (n, 3, s, s), crops of inpainted frames.
+        search, filmed: (n, 3, s, s), crops of inpainted frames, and of these frames before.
+        hidden: (n, 1, s, s), the mask by which the target was removed, 0 to 255.
         label, sure: (n, 1, s / 2, s / 2), what is left and how sure that is, 0 to 255.
         target: int64 (n,), which reference.
         kind: int64 (n,), index into :data:`KINDS`.
@@ -57,6 +60,8 @@ class Pool:
     """
 
     search: Tensor
+    filmed: Tensor
+    hidden: Tensor
     label: Tensor
     sure: Tensor
     target: Tensor
@@ -127,7 +132,15 @@ def incomplete_masks(true: Mask, rng: Rng) -> Mask:
         size = int(rng.integers(3, 10))
         ball = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * size + 1, 2 * size + 1))
         wrong[1:] = [cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_OPEN, ball) > 0 for m in wrong[1:]]
-    return wrong
+    return wrong_masks(wrong, rng, errors=("leak",)) if rng.random() < ALSO_GENEROUS else wrong
+
+
+def complete_masks(true: Mask, rng: Rng) -> Mask:
+    """Return masks (T, H, W) that miss nothing of the target, but mostly cover more."""
+    if rng.random() >= GENEROUS:
+        return true
+    names = rng.choice(TOO_MUCH, int(rng.integers(1, 3)), replace=False)
+    return true | wrong_masks(true, rng, errors=tuple(str(n) for n in names))
 
 
 # ------------------------------------------------------------------------------------------------- removal
@@ -227,7 +240,7 @@ def make_samples(maker: CompositeMaker, rng: Rng, *, flow: int = 3, others: int 
     if rng.random() < 0.15:
         c = with_lookalike(c, rng)
     complete = rng.random() < COMPLETE
-    masks = c.mask if complete else incomplete_masks(c.mask, rng)
+    masks = complete_masks(c.mask, rng) if complete else incomplete_masks(c.mask, rng)
     frames, clean = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (c.frames, c.clean))
     truth = torch.from_numpy(c.mask)[:, None].float()
     boxes = boxes_of_clip(torch.from_numpy(masks)[:, None].float(), truth[0])
@@ -235,31 +248,35 @@ def make_samples(maker: CompositeMaker, rng: Rng, *, flow: int = 3, others: int 
     result, cover = remove(frames, wrong, FlowBackbone(passes=1)), soft_edges(wrong, GROW, FEATHER)[1]
     later = np.arange(1, len(frames))
     chosen = [
-        _Removal(int(t), 0, complete, result[t], cover[t]) for t in rng.choice(later, min(flow, len(later)), False)
+        _Removal(int(t), 0, complete, result[t], wrong[t], cover[t])
+        for t in rng.choice(later, min(flow, len(later)), False)
     ]
     for _ in range(others):
         t, complete = int(rng.choice(later)), bool(rng.random() < COMPLETE)
-        mask = (c.mask if complete else incomplete_masks(c.mask, rng))[t]
         draw = rng.random()
+        complete |= draw >= 0.85
+        mask = (complete_masks(c.mask, rng) if complete else incomplete_masks(c.mask, rng))[t]
         if draw < 0.5:
             kind, (image, replaced) = 1, removed_by_blending(c, t, mask, rng)
         elif draw < 0.85:
             kind, (image, replaced) = 2, removed_classically(c, t, mask, rng)
         else:
-            kind, complete, image, replaced = 3, True, c.clean[t].astype(np.float32), np.zeros(mask.shape, np.float32)
+            kind, image, replaced = 3, c.clean[t].astype(np.float32), np.zeros(mask.shape, np.float32)
         picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
-        chosen.append(_Removal(t, kind, complete, picture, torch.from_numpy(replaced)[None]))
+        hidden, cover_here = (torch.from_numpy(x)[None].float() for x in (mask, replaced))
+        chosen.append(_Removal(t, kind, complete, picture, hidden, cover_here))
     return _cut(chosen, boxes, frames, clean, truth, rng)
 
 
 @dataclass
 class _Removal:
-    """Frame t after a removal: image (3, H, W), and cover (1, H, W), how much of each pixel was replaced."""
+    """Frame t after a removal by a mask (1, H, W): image (3, H, W), and cover (1, H, W), how much was replaced."""
 
     t: int
     kind: int
     complete: bool
     image: Tensor
+    mask: Tensor
     cover: Tensor
 
 
@@ -277,7 +294,10 @@ def _cut(
     # a complete mask leaves nothing, whatever the fill looks like
     incomplete = 1 - torch.tensor([r.complete for r in chosen]).float()[:, None, None, None]
     label, sure = label * incomplete, 1 - (1 - sure) * incomplete
-    search = photometric(crop(images, windows, CROP, fill, antialias=True), rng)
+    # the same light and compression before and after: both come out of one clip
+    both = crop(torch.cat([images, frames[at]]), windows * 2, CROP, fill, antialias=True)
+    search, filmed = photometric(both, rng).chunk(2)
+    hidden = crop(torch.stack([r.mask for r in chosen]), windows, CROP, torch.zeros(1), antialias=True)
     maps = crop(torch.cat([label, sure], 1), windows, CROP, torch.tensor([0.0, 1.0]), antialias=True)
     maps = F.avg_pool2d(maps, CROP // LABEL)
     first = target_box(truth[0])
@@ -289,6 +309,8 @@ def _cut(
     cells = torch.tensor([(w.width / LABEL) * (w.height / LABEL) for w in windows])
     return Pool(
         search=_bytes(search),
+        filmed=_bytes(filmed),
+        hidden=_bytes(hidden),
         label=_bytes(maps[:, :1]),
         sure=_bytes(maps[:, 1:]),
         target=torch.zeros(len(at), dtype=torch.int64),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.residue.lite import ResidueNetwork
+from ciri.residue.lite import Maps, ResidueNetwork
 from ciri.residue.parts import evidence, gather_cells
 from ciri.residue.score import BORDER
 from ciri.training.residue_bank import Bank, Batch, respond
@@ -108,19 +108,30 @@ def average_precision(response: np.ndarray, positive: np.ndarray) -> float:
     return float(precision[hits].mean())
 
 
-def untrained(batch: Batch, *, gain: float = 8.0) -> Tensor:
-    """The training-free part matching: s_F - s_G of the encoder's own features, summed over the scales, as a logit."""
+def untrained(search: Maps, reference: Maps, index: list[list[tuple[Tensor, Tensor]]], *, gain: float = 8.0) -> Tensor:
+    """The training-free part matching: s_F - s_G of the encoder's own features, summed over the scales, as a logit.
+
+    Args:
+        search, reference: maps of the crops.
+        index: of each reference, what :func:`ciri.residue.lite.cell_indices` returned.
+        gain: logits per unit of similarity.
+    """
     total: Tensor | float = 0.0
-    for scale, (search, reference) in enumerate(zip(batch.search, batch.reference, strict=True)):
-        middle = reference.mean((2, 3), keepdim=True)
-        own, other = ([per[scale][kind] for per in batch.index] for kind in (0, 1))
+    for scale, (found, known) in enumerate(zip(search, reference, strict=True)):
+        middle = known.mean((2, 3), keepdim=True)
+        own, other = ([per[scale][kind] for per in index] for kind in (0, 1))
         limit = max(1, *(len(x) for x in own + other))
-        cells = [gather_cells(reference - middle, x, limit) for x in (own, other)]
-        margin = evidence(search - middle, cells[0], cells[1])[:, 2:]
-        size = batch.search[0].shape[-2:]
+        cells = [gather_cells(known - middle, x, limit) for x in (own, other)]
+        margin = evidence(found - middle, cells[0], cells[1])[:, 2:]
+        size = search[0].shape[-2:]
         total = total + torch.nn.functional.interpolate(margin, size, mode="bilinear", align_corners=False)
     assert isinstance(total, Tensor)
     return gain * total
+
+
+def matching(batch: Batch) -> Tensor:
+    """:func:`untrained` as a responder."""
+    return untrained(batch.search, batch.reference, batch.index)
 
 
 def trained(network: ResidueNetwork) -> Responder:

@@ -48,6 +48,6 @@ class Red:
     def template(self, frame, mask):
         return frame.mean((1, 2))
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         cut = crop(frames, [search_window(box) for box in boxes], 48, template)
         return 20 * (cut[:, :1] - cut[:, 1:2] - 0.5)

@@ -54,7 +54,7 @@ def test_residue_is_shown_scored_and_told(run):
     inpainted = grey_fill(images, masks)
     output = detect(run)
     residue, scores, report, shown = output.args
-    found = detect_residue(inpainted.movedim(-1, 1), first[:, None], images[0].movedim(-1, 0), masks[:, None], Red())
+    found = detect_residue(inpainted.movedim(-1, 1), first[:, None], images.movedim(-1, 1), masks[:, None], Red())
     assert torch.equal(residue, found.maps[:, 0])
     assert scores == pytest.approx(found.scores.tolist(), abs=1e-4)
     # 14 of 32 rows were left, red beyond doubt: 0.75 of their area in areas of the box

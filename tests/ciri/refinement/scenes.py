@@ -79,7 +79,7 @@ class Oracle:
     def template(self, frame, mask):
         return None
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         self.looks += 1
         clean, shown = self.scene.clean[0], self.scene.frames
         maps = []
@@ -101,7 +101,7 @@ class Constant:
     def template(self, frame, mask):
         return None
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         return frames.new_zeros(len(frames), 1, 60, 60) + 0 * frames.mean()
 
 
@@ -113,6 +113,6 @@ class Noise(Constant):
     def __init__(self, seed, coarse):
         self.random, self.coarse = torch.Generator().manual_seed(seed), coarse
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         blobs = torch.randn(len(frames), 1, self.coarse, self.coarse, generator=self.random)
         return 3 * F.interpolate(blobs, (60, 60), mode="bicubic") - 2 + 0 * frames.mean()

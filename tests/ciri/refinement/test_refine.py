@@ -99,10 +99,10 @@ class Lookalike(Oracle):
         super().__init__(scene)
         self.where = where
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         from ciri.residue.crops import crop, search_window
 
-        logits = super().detect(template, frames, boxes)
+        logits = super().detect(template, frames, boxes, removal)
         alike = torch.stack([crop(self.where[None], [search_window(b)], 60, torch.zeros(1))[0] for b in boxes])
         return torch.maximum(logits, torch.logit(0.9 * alike.clamp(0.01, 0.99)))
 
@@ -255,10 +255,10 @@ class Hungry(Oracle):
         super().__init__(scene)
         self.most = most
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         if len(frames) > self.most:
             raise torch.OutOfMemoryError("out of memory")
-        return super().detect(template, frames, boxes)
+        return super().detect(template, frames, boxes, removal)
 
 
 def test_less_memory_gives_the_same_result():

@@ -13,6 +13,7 @@ from ciri.refinement.objective import frame_losses, to_logits
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
 from ciri.refinement.watch import Watch
+from ciri.residue.base import Removal
 from ciri.residue.crops import boxes_of_clip
 from tests.ciri.refinement.scenes import Constant, Knows, Oracle, Scene
 from tests.parity.seeded_weights import seeded_state_dict
@@ -64,7 +65,13 @@ def run(scene, masks, given, detector=None, **options):
 def material(scene, masks):
     """The scene as the descent gets it: frames 2 and 3, whose masks miss a part."""
     at = [2, 3]
-    watch = Watch(Oracle(scene), None, boxes_of_clip(masks, scene.true[0]), Oracle.threshold)
+    watch = Watch(
+        Oracle(scene),
+        None,
+        boxes_of_clip(masks, scene.true[0]),
+        Removal(scene.frames, masks, scene.clean),
+        Oracle.threshold,
+    )
     quiet = torch.ones(2, 1, *masks.shape[2:], dtype=torch.bool)
     return watch, Material(at, scene.removal(masks)[at], scene.clean[at], masks[at], scene.true[at], quiet)
 
@@ -202,10 +209,10 @@ def test_the_loaded_model_is_the_same_after_any_ending(mode, stops):
 
 def test_an_error_leaves_the_loaded_model_alone():
     class Broken(Oracle):
-        def detect(self, template, frames, boxes):
+        def detect(self, template, frames, boxes, removal=None):
             if self.looks > 2:
                 raise RuntimeError("broken")
-            return super().detect(template, frames, boxes)
+            return super().detect(template, frames, boxes, removal)
 
     scene = Scene()
     given = propagator()

@@ -20,8 +20,9 @@ class Red:
     def template(self, frame, mask):
         return frame.mean((1, 2))
 
-    def detect(self, template, frames, boxes):
+    def detect(self, template, frames, boxes, removal=None):
         self.batches.append(len(frames))
+        assert removal.filmed.shape == frames.shape and removal.masks.shape == frames[:, :1].shape
         cut = crop(frames, [search_window(b) for b in boxes], 32, template)
         return 20 * (cut[:, :1] - cut[:, 1:2] - 0.5)
 
@@ -30,17 +31,17 @@ def clip(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
     frames = torch.full((count, 3, H, W), 0.5)
     masks = torch.zeros(count, 1, H, W)
     masks[:, :, 10:30, 20:40] = 1
-    first = frames[0].clone()
-    first[0, 10:30, 20:40], first[1, 10:30, 20:40] = 1, 0
-    return frames, masks[0], first, masks
+    filmed = frames.clone()
+    filmed[:, 0, 10:30, 20:40], filmed[:, 1, 10:30, 20:40] = 1, 0
+    return frames, masks[0], filmed, masks
 
 
 def test_what_is_left_is_found_where_it_is() -> None:
-    frames, first_mask, first, masks = clip(19)
+    frames, first_mask, filmed, masks = clip(19)
     frames[7, 0, 24:28, 30:38], frames[7, 1, 24:28, 30:38] = 1, 0
     detector, steps = Red(), []
     assert isinstance(detector, ResidueDetector)
-    found = detect_residue(frames, first_mask, first, masks, detector, on_step=lambda d, t: steps.append((d, t)))
+    found = detect_residue(frames, first_mask, filmed, masks, detector, on_step=lambda d, t: steps.append((d, t)))
     assert found.maps.shape == (19, 1, H, W) and found.scores.shape == (19,)
     assert max(detector.batches) <= BATCH and steps[-1] == (19, 19)
     assert [t for t in range(19) if found.scores[t] > 0] == [7]
@@ -59,20 +60,22 @@ def test_an_interrupt_passes_through() -> None:
 
 
 def test_one_frame_and_empty_masks_work() -> None:
-    frames, first_mask, first, masks = clip(1)
-    assert float(detect_residue(frames, first_mask[None], first, masks, Red()).scores) == 0
-    frames, first_mask, first, masks = clip(4)
+    frames, first_mask, filmed, masks = clip(1)
+    assert float(detect_residue(frames, first_mask[None], filmed, masks, Red()).scores) == 0
+    frames, first_mask, filmed, masks = clip(4)
     masks[2] = 0
     with torch.inference_mode():
-        found = detect_residue(frames, first_mask, first, masks, Red(), first_index=1)
+        found = detect_residue(frames, first_mask, filmed, masks, Red(), first_index=1)
     assert found.boxes[2] == found.boxes[1]
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    frames, first_mask, first, masks = clip(3)
+    frames, first_mask, filmed, masks = clip(3)
     with pytest.raises(MaskError, match="all have to agree"):
-        detect_residue(frames, first_mask, first, masks[:2], Red())
+        detect_residue(frames, first_mask, filmed, masks[:2], Red())
+    with pytest.raises(MaskError, match="all have to agree"):
+        detect_residue(frames, first_mask, filmed[:1], masks, Red())
     with pytest.raises(MaskError, match="outside the clip"):
-        detect_residue(frames, first_mask, first, masks, Red(), first_index=3)
+        detect_residue(frames, first_mask, filmed, masks, Red(), first_index=3)
     with pytest.raises(MaskError, match="empty"):
-        detect_residue(frames, torch.zeros(1, H, W), first, masks, Red())
+        detect_residue(frames, torch.zeros(1, H, W), filmed, masks, Red())

@@ -10,7 +10,7 @@ import torch
 from ciri.checkpoints import write_safetensors
 from ciri.errors import CheckpointError, CiriError, MaskError
 from ciri.residue import registry
-from ciri.residue.base import Box, ResidueDetector
+from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.detect import detect_residue
 from ciri.residue.lite import CROP, SHIPPED, LiteDetector, ResidueNetwork, build_lite
 from ciri.training.residue import export
@@ -43,6 +43,20 @@ def test_it_is_a_detector_and_its_batch_does_not_matter(detector: LiteDetector) 
     for n in range(3):
         alone = detector.detect(template, frames[n : n + 1], boxes[n : n + 1])
         torch.testing.assert_close(alone[0], together[n], atol=1e-4, rtol=1e-4)
+
+
+def test_what_was_covered_changes_the_answer_and_an_empty_mask_does_not(detector: LiteDetector) -> None:
+    frame, mask = scene()
+    template, shown = detector.template(frame, mask), torch.rand(1, 3, *SIZE)
+    plain = detector.detect(template, shown, [BOX])
+    nowhere = detector.detect(template, shown, [BOX], Removal(frame[None], 0 * mask[None], frame[None]))
+    covered = detector.detect(template, shown, [BOX], Removal(frame[None], mask[None], frame[None]))
+    changed = detector.detect(template, shown, [BOX], Removal(frame[None], mask[None], shown))
+    torch.testing.assert_close(plain, nowhere)
+    assert not torch.allclose(plain, covered, atol=1e-3) and not torch.allclose(changed, covered, atol=1e-3)
+    # and so does what was there
+    other = detector.detect(template, shown, [BOX], Removal(1 - frame[None], mask[None], 1 - frame[None]))
+    assert not torch.allclose(other, covered, atol=1e-3)
 
 
 def test_gradients_reach_the_pixels_and_no_weight(detector: LiteDetector) -> None:
@@ -117,7 +131,8 @@ def test_the_shipped_weights_see_what_is_left_and_not_what_is_gone() -> None:
     frames = [np.where(m[..., None] > 0, person, scene) for m in (mask, 0 * mask, half)]
     clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(mask)[None, None].float().expand(3, -1, -1, -1)
-    found = detect_residue(clip, masks[0], clip[0], masks, detector)
+    filmed = clip[:1].expand(3, -1, -1, -1)
+    found = detect_residue(clip, masks[0], filmed, masks, detector)
     whole, gone, left = found.scores.tolist()
     assert gone < 0.02 < 0.1 < left < whole
     inside = torch.from_numpy(half).bool()

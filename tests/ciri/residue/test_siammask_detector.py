@@ -148,7 +148,11 @@ def test_half_the_bits_give_nearly_the_same(published, detector):
 def test_targets_of_any_size_and_place(detector, box):
     """Tiny, thin, in the corner, all but filling the frame: numbers, and the target itself is the stronger."""
     residue = detect_residue(
-        torch.stack([painted(box), CLEAN]), rectangle(box), painted(box), rectangle(box).expand(2, 1, -1, -1), detector
+        torch.stack([painted(box), CLEAN]),
+        rectangle(box),
+        painted(box).expand(2, -1, -1, -1),
+        rectangle(box).expand(2, 1, -1, -1),
+        detector,
     )
     assert residue.maps.isfinite().all() and residue.scores.isfinite().all()
     assert residue.maps.amin() >= 0 and residue.maps.amax() <= 1

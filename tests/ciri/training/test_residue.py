@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ciri.errors import TrainingError
-from ciri.residue.lite import ResidueNetwork, load_lite
+from ciri.residue.lite import ResidueNetwork, cell_indices, load_lite, traces_of
 from ciri.training import residue as training
 from ciri.training.composites import Composite
 from ciri.training.residue import Settings, residue_loss_of_sample, train_residue
@@ -18,6 +18,7 @@ from ciri.training.residue_data import (
     CROP,
     LABEL,
     Pool,
+    complete_masks,
     incomplete_masks,
     removed_by_blending,
     removed_classically,
@@ -25,7 +26,7 @@ from ciri.training.residue_data import (
     with_lookalike,
 )
 from ciri.training.residue_material import Material, fill_folder
-from ciri.training.residue_report import answers, area_under_curve, average_precision, measure, trained, untrained
+from ciri.training.residue_report import answers, area_under_curve, average_precision, matching, measure, trained
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
 pack = importlib.util.module_from_spec(_spec)
@@ -104,6 +105,13 @@ def test_incomplete_masks_miss_something_and_keep_the_painted_frame() -> None:
     assert np.mean(missed) > 0.7
 
 
+def test_complete_masks_miss_nothing_and_mostly_cover_more() -> None:
+    true = composite().mask
+    made = [complete_masks(true, np.random.default_rng(seed)) for seed in range(20)]
+    assert all((true <= mask).all() for mask in made)
+    assert 0.4 < np.mean([(mask & ~true).any() for mask in made]) < 0.95
+
+
 def test_a_lookalike_is_a_part_of_the_scene() -> None:
     c = composite()
     changed = with_lookalike(c, np.random.default_rng(3))
@@ -142,17 +150,39 @@ def test_a_bank_gives_what_the_detector_computes(pool: pathlib.Path) -> None:
     bank = Bank(network, keep_pictures=True)
     bank.add(pool)
     batch = bank.batch([0, len(bank) - 1])
+    hidden_index = [cell_indices(mask) for mask in samples.hidden[[0, -1]].float() / 255]
     with torch.no_grad():
         direct = network.respond(
             network.encode(samples.search[[0, -1]].float() / 255),
             network.remember(network.encode(samples.reference[[0, 1]].float() / 255), batch.index),
+            [own for own, _ in network.remember(network.encode(samples.filmed[[0, -1]].float() / 255), hidden_index)],
+            traces_of(*(getattr(samples, name)[[0, -1]].float() / 255 for name in ("hidden", "filmed", "search"))),
         )
         torch.testing.assert_close(respond(network, batch), direct, atol=0.03, rtol=0.03)  # maps in half precision
     assert torch.equal(bank.pictures(0)[0], samples.search[0])
     found = answers(bank, trained(network))
     figures = measure(bank, found)
     assert 0 < figures["threshold"] < 1 and figures["clean false area"] <= 0.011
-    assert untrained(batch).shape == direct.shape
+    assert matching(batch).shape == direct.shape
+
+
+def test_a_bank_can_hold_back_and_twist_what_was_covered(pool: pathlib.Path) -> None:
+    torch.manual_seed(0)
+    network, bank = ResidueNetwork().eval(), Bank(ResidueNetwork().eval())
+    bank.add(pool)
+    batch = bank.batch(range(len(bank)))
+    left = next(i for i in range(len(bank)) if batch.label[i].max() >= 0.5)
+    with torch.no_grad():
+        told = respond(network, batch)
+        for how in ("ignorant", "deceived"):
+            answer = respond(network, batch, **{how: [left]})
+            others = [i for i in range(len(bank)) if i != left]
+            torch.testing.assert_close(answer[others], told[others])
+            assert not torch.allclose(answer[left], told[left])
+        # without a mask the detector answers as if it had never been told
+        batch.hidden[left], batch.traces[left] = 0, 0
+        batch.hidden_index[left] = cell_indices(batch.hidden[left])
+        torch.testing.assert_close(respond(network, batch)[left], respond(network, batch, ignorant=[left])[left])
 
 
 def test_the_area_under_the_curve_counts_pairs() -> None:
