@@ -22,8 +22,9 @@ WORKING_SIZE = 432
 FURTHEST, MOST_POINTS = 12, 300
 #: A point comes away if it gets so much farther from the mask than it was: pixels, and share of the mask's size.
 APART_BY, APART_BY_SHARE = 4.0, 0.1
-#: A round trip along the flow may miss by so many pixels.
-ROUND_TRIP = 1.0
+#: A round trip along the flow may miss by so many pixels, and a point's colour may change by so much (mean of the
+#: channels): flow that takes a thin fast leg for the wall behind it ends on the wall's colour.
+ROUND_TRIP, COLOUR_CHANGE = 1.0, 0.06
 #: What a neighbouring frame's mask covers, so far from its outside, belongs to the target whatever else it does.
 INSIDE = 0.5
 #: A part is the scene's if so many of its points come away.
@@ -47,6 +48,7 @@ class Company:
         self.scale = min(1.0, WORKING_SIZE / max(height, width))
         self.size = (max(1, round(height * self.scale)), max(1, round(width * self.scale)))
         self._flows: dict[int, tuple[Floats, Floats]] = {}
+        self._colours: dict[int, Floats] = {}
         self._distances: dict[int, Floats | None] = {}
 
     def staying_behind(self, t: int, added: Bools) -> Bools:
@@ -71,6 +73,7 @@ class Company:
             return 0.0
         size = np.sqrt((near == 0).sum())
         limit = _at(near, points) + max(APART_BY, APART_BY_SHARE * size)
+        colour = self._colour(t, points)
         apart, joined = np.zeros((2, len(points)), bool)
         for step in (1, -1):
             at, followed = points, np.ones(len(points), bool)
@@ -82,7 +85,8 @@ class Company:
                 at = at + move
                 missed = move + np.stack([_at(back[0], at), _at(back[1], at)], 1)
                 inside = ((at >= 0) & (at <= np.array(self.size[::-1]) - 1)).all(1)
-                followed = followed & inside & (np.linalg.norm(missed, axis=1) < ROUND_TRIP)
+                changed = np.abs(self._colour(s + step, at) - colour).mean(0)
+                followed = followed & inside & (np.linalg.norm(missed, axis=1) < ROUND_TRIP) & (changed < COLOUR_CHANGE)
                 distance = self._distance(s + step)
                 if distance is not None:
                     farther = _at(distance, at)
@@ -97,6 +101,13 @@ class Company:
             outside = (~small).astype(np.uint8)
             self._distances[t] = cv2.distanceTransform(outside, cv2.DIST_L2, 5) if small.any() else None
         return self._distances[t]
+
+    def _colour(self, t: int, points: Floats) -> Floats:
+        """Colours (3, n) of a frame at points (n, 2)."""
+        if t not in self._colours:
+            small = F.interpolate(self.frames[t : t + 1], self.size, mode="area")[0].numpy()
+            self._colours[t] = np.stack([cv2.blur(channel, (3, 3)) for channel in small])
+        return np.stack([_at(channel, points) for channel in self._colours[t]])
 
     def _flow(self, start: int, end: int) -> tuple[Floats, Floats]:
         """Flow from one frame to a neighbour, and back, float32 (2, h, w) each."""

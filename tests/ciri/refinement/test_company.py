@@ -63,6 +63,15 @@ def test_the_same_is_said_of_a_larger_clip(clip) -> None:
     assert (Company(frames, masks).staying_behind(4, leg | post) == post).all()
 
 
+def test_a_flow_that_loses_the_target_proves_nothing(clip) -> None:
+    """Flow that stands still on a moving leg ends on other colours, however sure it is of itself."""
+    frames, masks = clip
+    leg = box(58, 78, 20 + SPEED * 4 + 4, 20 + SPEED * 4 + 36)
+    still = Company(frames, masks)
+    still._flows = {t: (np.zeros((2, H, W), np.float32),) * 2 for t in range(COUNT - 1)}
+    assert not still.staying_behind(4, leg).any()
+
+
 def test_a_grown_mask_keeps_the_leg_and_loses_the_post(clip) -> None:
     company, t = Company(*clip), 4
     x = 20 + SPEED * t
