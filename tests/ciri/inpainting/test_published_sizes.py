@@ -129,7 +129,7 @@ def test_e2fgvi_hq_sees_what_its_released_program_shows_it(monkeypatch):
         return {"out": torch.zeros(len(x), 1, 1, 1)}
 
     monkeypatch.setattr(backbone.network, "encode", encode)
-    monkeypatch.setattr(backbone, "_flows", lambda *_: None)
+    monkeypatch.setattr(backbone, "_flows", lambda *_: torch.zeros(1, 2, 2, 30, 54))
     monkeypatch.setattr(backbone.network, "decode_window", lambda f, n, _: torch.zeros(1, n, 3, 120, 216))
     remove(frames, masks, backbone, grow=0, crop=False)
     expected = (frames * 2 - 1) * (1 - masks)
