@@ -58,6 +58,10 @@ class Company:
             t: the frame.
             added: bool (H, W), beside its mask.
         """
+        # of a long clip, only what this frame can reach is kept
+        for kept in (self._flows, self._colours, self._distances):
+            for index in [i for i in kept if abs(i - t) > FURTHEST]:
+                del kept[index]
         count, labels = cv2.connectedComponents(added.astype(np.uint8), connectivity=8)
         scene = [label for label in range(1, count) if self._share_apart(t, labels == label) >= MOST_APART]
         return np.isin(labels, scene)

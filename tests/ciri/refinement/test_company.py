@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ciri.refinement import growth
-from ciri.refinement.company import Company
+from ciri.refinement.company import FURTHEST, Company
 
 H, W, COUNT, SPEED = 96, 160, 9, 3
 
@@ -83,3 +83,11 @@ def test_a_grown_mask_keeps_the_leg_and_loses_the_post(clip) -> None:
     assert kept is mask and "does not travel with the target" in reason
     grown = torch.maximum(mask, leg)
     assert growth.without_scene(grown, mask, t, company) == (grown, "")
+
+
+def test_what_is_kept_does_not_grow_with_the_clip(clip) -> None:
+    frames, masks = (x[:1].expand(40, -1, -1, -1) for x in clip)
+    company, part = Company(frames, masks), box(58, 78, 24, 56)
+    for t in (4, 30):
+        company.staying_behind(t, part)
+    assert company._flows and all(abs(index - 30) <= FURTHEST for index in (*company._flows, *company._distances))
