@@ -170,7 +170,7 @@ class MemoryPropagator:
         self.before_run(*geometry.outer)
         network, weights, device = self._ready()
         self._cache.new_call()
-        units = WorkUnits(self.batch or (1 if device.type == "cpu" else 4), relieve=self._cache.give_way)
+        units = WorkUnits.on(device, frames=self.batch, relieve=self._cache.give_way)
         clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, units=units)
         blend = _Blend(length, objects, (height, width), frames.device, annotated)
         steps = [{"forward": 1, "backward": -1}[d] for d in self.directions]

@@ -28,6 +28,8 @@ LITE0_TAPS = (0, 2, 4, 10, 15)
 C2, C4, C8, C16, C32 = 16, 24, 40, 112, 320
 #: Bring the maps to a spread of about 1 (their mean magnitudes with the pretrained weights: 8.3, 8.7, 5.7, 3.1, 1.4).
 TAP_SCALES = (0.1, 0.1, 0.15, 0.3, 0.6)
+#: Size of a strip of an expanded map, where it is made in strips.
+STRIP_BYTES = 4 << 20
 
 
 class ScaledConv(nn.Module):
@@ -48,15 +50,24 @@ class ScaledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return self.convolve(x, (*self.padding(width), *self.padding(height)))
+
+    def padding(self, size: int) -> tuple[int, int]:
+        """How many zeros "same" puts before and behind a side of this length.
+
+        For a stride of 2 the bottom and the right get more: the pretrained weights expect that.
+        """
+        total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+        return total // 2, total - total // 2
+
+    def convolve(self, x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+        """Convolve with so many zeros to the left, right, top and bottom."""
         weight = self.weight if self.scale is None else self.weight * self.scale[:, None, None, None]
-        if self.stride == 1:
-            return F.conv2d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        # "same" for a stride of 2 pads the bottom and the right more: the pretrained weights expect that
-        pads = []
-        for size in (x.shape[-1], x.shape[-2]):
-            total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
-            pads += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(x, pads), weight, self.bias, stride=self.stride, groups=self.groups)
+        left, right, top, bottom = padding
+        if left == right and top == bottom:
+            return F.conv2d(x, weight, self.bias, self.stride, (top, left), groups=self.groups)
+        return F.conv2d(F.pad(x, padding), weight, self.bias, self.stride, groups=self.groups)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -78,9 +89,35 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x if self.expand is None else F.relu6(self.expand(x))
-        out = self.project(F.relu6(self.depthwise(out)))
-        return x + out if self.shortcut else out
+        strip = self._strip(x)
+        if strip is None:
+            return self._rows(x, 0, -(-x.shape[-2] // self.depthwise.stride))
+        height = -(-x.shape[-2] // self.depthwise.stride)
+        return torch.cat([self._rows(x, top, min(top + strip, height)) for top in range(0, height, strip)], 2)
+
+    def _strip(self, x: Tensor) -> int | None:
+        """How many rows of output to make at once; None: all.
+
+        The expanded map is six times as wide as what goes in and comes out. Where it would be large, a processor makes
+        it in strips that stay in its caches: the same numbers in two thirds of the time. Gradients need it whole.
+        """
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return None
+        row = self.depthwise.weight.shape[0] * x.shape[0] * x.shape[-1] * x.element_size()
+        if row * x.shape[-2] <= 2 * STRIP_BYTES:
+            return None
+        return max(1, STRIP_BYTES // (row * self.depthwise.stride))
+
+    def _rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """The rows from top to bottom (excluded) of the output."""
+        conv, height = self.depthwise, int(x.shape[-2])
+        before = conv.padding(height)[0]
+        first, last = top * conv.stride - before, (bottom - 1) * conv.stride - before + conv.kernel
+        seen = x[..., max(first, 0) : min(last, height), :]
+        out = seen if self.expand is None else F.relu6(self.expand(seen), inplace=True)
+        padding = (*conv.padding(int(x.shape[-1])), max(-first, 0), max(last - height, 0))
+        out = self.project(F.relu6(conv.convolve(out, padding), inplace=True))
+        return out + x[..., top:bottom, :] if self.shortcut else out
 
 
 class Lite0Encoder(nn.Module):
@@ -96,7 +133,7 @@ class Lite0Encoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        x = F.relu6(self.stem(frames * 2 - 1))
+        x = F.relu6(self.stem(frames * 2 - 1), inplace=True)
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)

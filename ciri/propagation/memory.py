@@ -18,8 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Similarities are made for this many bytes at once: exact, and the memory read needs no more at any clip length.
-CHUNK_BYTES = 64 << 20
+#: Similarities are made for this many bytes at once: exact, and the memory read needs no more at any clip length. A
+#: processor is twice as fast where they stay in its caches; an accelerator would rather be asked seldom.
+CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 8 << 20, 64 << 20
+
+#: The best of so many similarities stands for all of them in the first round of the choice.
+GROUP = 16
 
 
 @dataclass
@@ -82,13 +86,32 @@ def _attend(memory_key: Tensor, query_key: Tensor, top_k: int | None) -> Attenti
         nearest = scores.detach().amax(1).neg() * math.sqrt(channels) + query_key.detach().square().sum(1)
         return Attention(None, scores.softmax(1), _explained(memory_key, query_key, nearest))
     with torch.no_grad():
-        index = similarity(memory_key, query_key).topk(top_k, dim=1, sorted=False).indices
+        index = _largest(similarity(memory_key, query_key), top_k)
     # Distances are computed again for the chosen few: 20 subtractions are cheaper to differentiate than the whole
     # (q, n) product, and large keys do not cancel.
     near = F.embedding(index, memory_key)
     distance = (near - query_key[:, None]).square().sum(2)
     weight = distance.mul(-1 / math.sqrt(channels)).softmax(1)
     return Attention(index, weight, _explained(memory_key, query_key, distance.detach().amin(1)))
+
+
+def _largest(scores: Tensor, k: int) -> Tensor:
+    """Return (q, k): where in each row of (q, n) its k largest are, in no order.
+
+    They lie in the k groups with the largest maxima: above all that another group holds are k maxima. To find those
+    groups and search only them takes half the time of searching everything.
+    """
+    q, n = scores.shape
+    groups = n // GROUP
+    if groups < 4 * k:
+        return scores.topk(k, dim=1, sorted=False).indices
+    # column i belongs to group i % groups: neighbours are compared with neighbours, which is fast
+    best = scores[:, : GROUP * groups].view(q, GROUP, groups).amax(1).topk(k, dim=1, sorted=False).indices
+    members = torch.arange(GROUP, device=scores.device) * groups
+    rest = torch.arange(GROUP * groups, n, device=scores.device).expand(q, -1)
+    candidates = torch.cat([(best[:, :, None] + members).flatten(1), rest], 1)
+    chosen = scores.gather(1, candidates).topk(k, dim=1, sorted=False).indices
+    return candidates.gather(1, chosen)
 
 
 @torch.no_grad()

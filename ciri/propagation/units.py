@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from ciri.out_of_memory import repeat_smaller
-from ciri.propagation.memory import CHUNK_BYTES
+from ciri.propagation.memory import ACCELERATOR_CHUNK_BYTES, CHUNK_BYTES
 
 T = TypeVar("T")
 
@@ -30,6 +32,13 @@ class WorkUnits:
     objects: int = 8
     similarity_bytes: int = CHUNK_BYTES
     relieve: Callable[[], object] | None = None
+
+    @classmethod
+    def on(cls, device: torch.device, *, frames: int | None, relieve: Callable[[], object]) -> WorkUnits:
+        """What suits a device; ``frames`` None: 1 on a processor (more brings nothing there), 4 elsewhere."""
+        if device.type == "cpu":
+            return cls(frames or 1, relieve=relieve)
+        return cls(frames or 4, similarity_bytes=ACCELERATOR_CHUNK_BYTES, relieve=relieve)
 
     def run(self, work: Callable[[], T]) -> T:
         """Return what ``work`` returns; after a shortage of memory it is called again, with half of everything.

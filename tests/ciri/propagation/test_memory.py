@@ -33,6 +33,15 @@ def test_read_is_the_brute_force(top_k, n):
     torch.testing.assert_close(read(*arguments, top_k), _brute_force(*arguments, top_k))
 
 
+@given(n=st.integers(380, 900), k=st.integers(1, 6), seed=st.integers(0, 99))
+def test_of_a_large_memory_the_nearest_answer(n, k, seed):
+    """So large that its positions are searched in groups; the oracle sorts all distances."""
+    memory_key, _, query_key = _random(n=n, seed=seed)
+    chosen = attend(memory_key, query_key, k).index
+    nearest = torch.cdist(query_key, memory_key).argsort(1)[:, :k]
+    assert torch.equal(chosen.sort(1).values, nearest.sort(1).values)
+
+
 @pytest.mark.parametrize("top_k", [6, None])
 def test_gradients_are_those_of_finite_differences(top_k):
     arguments = [x.requires_grad_() for x in _random(n=12, q=3, ck=4, cv=2)]
