@@ -114,8 +114,13 @@ def check_annotation(masks: Tensor, *, what: str = "first mask") -> None:
             raise MaskError(f"The {name} covers the whole frame, so there is no background to fill from. {PAINT}")
 
 
-def check_key_frames(key_frames: Sequence[int], masks: int, frames: int) -> list[int]:
+def check_key_frames(key_frames: Sequence[int], masks: int, frames: int, *, repeated: bool = False) -> list[int]:
     """Return the frame index of every annotated mask, negative ones counted from the end.
+
+    Args:
+        key_frames: the frame number of each mask.
+        masks, frames: how many there are.
+        repeated: whether a frame may have several masks.
 
     Raises:
         MaskError: another count than masks, an index outside the clip, or one used twice.
@@ -126,7 +131,7 @@ def check_key_frames(key_frames: Sequence[int], masks: int, frames: int) -> list
     for given, index in zip(key_frames, indices, strict=True):
         if not 0 <= index < frames:
             raise MaskError(f"Frame number {given} is outside the clip; it has frames 0 to {frames - 1}.")
-    if len(set(indices)) != len(indices):
+    if not repeated and len(set(indices)) != len(indices):
         raise MaskError(f"Frame numbers {sorted(indices)}: each frame can be annotated once only.")
     return indices
 

@@ -16,6 +16,7 @@ from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import MaskTrack, Propagator
+from ciri.propagation.objects import follow
 
 if TYPE_CHECKING:
     from ciri.refinement.refine import Refinement
@@ -62,14 +63,15 @@ def remove_object(
     refine: RefinementSettings | None = None,
     on_step: OnStep = ignore,
 ) -> Removal:
-    """Remove an object that was painted on one frame (or on a few) from the whole clip.
+    """Remove an object that was painted on one frame (or on a few) from the whole clip; or several objects.
 
     Args:
         frames: floating (T, 3 | 4, H, W) in [0, 1].
         first_mask: (H, W), (K, H, W) or (K, 1, H, W) in [0, 1]: the object on the annotated frames.
         propagator: follows the object through the clip; not needed with ``masks``.
         backbone: fills what the masks cover.
-        key_frames: the frame number of each annotated mask; negative ones count from the end.
+        key_frames: the frame number of each annotated mask; negative ones count from the end. Several masks for one
+            frame show several objects: see :func:`ciri.propagation.objects.follow`.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
         detector: what looks for residue; needed with ``refine``.
@@ -129,8 +131,9 @@ def _refine(
     probs = removal.masks.probs
     if key_frames and first_mask is not None:
         annotated, _ = check_masks(first_mask, *frames.shape[2:], what="first mask")
-        fixed = check_key_frames(key_frames, len(annotated), len(frames))
-        example, index = annotated[0], fixed[0]
+        fixed = check_key_frames(key_frames, len(annotated), len(frames), repeated=True)
+        index = fixed[0]
+        example = annotated[0]
     else:
         # of masks that came from elsewhere, the largest shows most of the target
         fixed, index = [], int((probs > 0.5).flatten(1).sum(1).argmax())
@@ -161,15 +164,15 @@ def propagate(
     key_frames: Sequence[int] = (0,),
     on_step: OnStep = ignore,
 ) -> MaskTrack:
-    """Follow an object from its annotated masks through the clip.
+    """Follow an object, or several, from the annotated masks through the clip.
 
     Args and errors: as :func:`remove_object`.
     """
     frames = check_clip(frames)
     key_masks, notes = check_masks(first_mask, *frames.shape[2:], what="first mask")
     check_annotation(key_masks)
-    numbers = check_key_frames(key_frames, len(key_masks), len(frames))
-    track = propagator.propagate(frames, key_masks, numbers, on_step=on_step)
+    numbers = check_key_frames(key_frames, len(key_masks), len(frames), repeated=True)
+    track = follow(propagator, frames, key_masks, numbers, on_step=on_step)
     lost = track.lost_frames()
     # a propagator that words this better has done so already
     if lost and not track.notes:

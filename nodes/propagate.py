@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -10,6 +12,7 @@ from ciri.compare import overlay
 from ciri.errors import MaskError
 from ciri.frames import check_annotation, check_key_frames, check_masks
 from ciri.propagation.base import Propagator
+from ciri.propagation.objects import check_objects, follow
 
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
@@ -54,6 +57,12 @@ class PropagateMask(io.ComfyNode):
                     optional=True,
                     tooltip="The frame number of each mask in key_masks, separated by commas, such as: 24, 57.",
                 ),
+                io.Mask.Input(
+                    "further_objects",
+                    optional=True,
+                    tooltip="What goes along with the object, such as its shadow, painted on the same frame. Each mask of "
+                    "a batch is followed by itself; the masks are joined.",
+                ),
             ],
             outputs=[
                 io.Mask.Output("masks", display_name="masks", tooltip="The object in every frame, 0 to 1."),
@@ -95,10 +104,12 @@ class PropagateMask(io.ComfyNode):
         painted_frame: int,
         key_masks: Tensor | None = None,
         key_frames: str = "",
+        further_objects: Tensor | None = None,
     ) -> io.NodeOutput:
         frames = to_clip(images)
-        masks, numbers, notes = _annotations(frames, first_mask, painted_frame, key_masks, parse_key_frames(key_frames))
-        track = propagator.propagate(frames, masks, numbers, on_step=progress())
+        painted = Painted(painted_frame, first_mask, further_objects)
+        masks, numbers, notes = _annotations(frames, painted, key_masks, parse_key_frames(key_frames))
+        track = follow(propagator, frames, masks, numbers, on_step=progress())
         # small: at full size, nobody would want a second copy of the clip in memory
         tinted = overlay(preview_size(frames), preview_size(track.probs))
         return io.NodeOutput(
@@ -125,21 +136,38 @@ def parse_key_frames(text: str) -> list[int]:
         ) from None
 
 
+class Painted(NamedTuple):
+    """What was painted on one frame: the object, and what goes along with it."""
+
+    frame: int
+    object: Tensor
+    further: Tensor | None
+
+
 def _annotations(
-    frames: Tensor, first_mask: Tensor, painted_frame: int, key_masks: Tensor | None, key_frames: list[int]
+    frames: Tensor, painted: Painted, key_masks: Tensor | None, key_frames: list[int]
 ) -> tuple[Tensor, list[int], list[str]]:
-    """Return all annotated masks (K, 1, H, W), their frame indices, and notes on what was changed."""
+    """Return all annotated masks (K, 1, H, W), their frame indices, and notes on what was changed.
+
+    Several masks for one frame show several objects; see :func:`ciri.propagation.objects.follow`.
+    """
     count, height, width = len(frames), *frames.shape[2:]
-    masks, notes = check_masks(first_mask, height, width, what="first mask")
+    masks, notes = check_masks(painted.object, height, width, what="first mask")
     if len(masks) != 1:
         raise MaskError(
             f"first_mask holds {len(masks)} masks; expected the one that was painted. A mask for every frame needs no "
             "propagation: connect it to Inactivation inpaint. Corrections on further frames go to key_masks."
         )
     check_annotation(masks)
-    numbers = [painted_frame, *key_frames]
+    if painted.further is not None:
+        further, more = check_masks(painted.further, height, width, what="further object")
+        check_annotation(further, what="further object")
+        masks, notes = torch.cat([masks, further]), notes + more
+    objects = len(masks)
     if key_masks is not None:
         further, more = check_masks(key_masks, height, width, what="key mask")
         check_annotation(further, what="key mask")
         masks, notes = torch.cat([masks, further]), notes + more
-    return masks, check_key_frames(numbers, len(masks), count), notes
+    numbers = check_key_frames([painted.frame] * objects + key_frames, len(masks), count, repeated=True)
+    check_objects(numbers, objects)
+    return masks, numbers, notes

@@ -27,7 +27,8 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="MASK",
-        help="image in which the object is white, or transparent; repeat it for corrections on further frames",
+        help="image in which the object is white, or transparent; repeat it for corrections on further frames, "
+        "or for further objects, such as a shadow, on the same frame",
     )
     parser.add_argument(
         "--mask-frame",
@@ -89,7 +90,8 @@ def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str
     numbers = args.mask_frame if args.mask_frame is not None else [args.start] * (len(args.mask) == 1)
     if len(numbers) != len(args.mask):
         raise MaskError(
-            f"{len(args.mask)} --mask but {len(numbers)} --mask-frame; give one frame number for each mask."
+            f"{len(args.mask)} --mask but {len(numbers)} --mask-frame; give one frame number for each mask (the same "
+            "one again for another object)."
         )
     early = [number for number in numbers if number < args.start]
     if early:

@@ -78,6 +78,16 @@ BAD = {
     "number without a key mask": ({"key_frames": "1"}, "1 annotated masks but 2 frame numbers"),
     "a frame painted twice": ({"key_masks": disc()[None], "key_frames": "0"}, "each frame can be annotated once"),
     "empty key mask": ({"key_masks": torch.zeros(1, 40, 64), "key_frames": "1"}, "key mask is empty"),
+    "three masks of two objects": (
+        {
+            "further_objects": disc()[None],
+            "key_masks": disc().repeat(3, 1, 1),
+            "key_frames": "1, 1, 1",
+        },
+        "Frame 1 has 3 masks; each frame can be annotated once for each of the 2 objects",
+    ),
+    "a clip of further objects": ({"further_objects": disc().repeat(8, 1, 1)}, "9 objects are painted"),
+    "empty further object": ({"further_objects": torch.zeros(1, 40, 64)}, "further object is empty"),
     "words as key frames": ({"key_masks": disc()[None], "key_frames": "one"}, "key_frames is 'one'; expected frame"),
 }
 
