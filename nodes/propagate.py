@@ -60,8 +60,8 @@ class PropagateMask(io.ComfyNode):
                 io.Mask.Input(
                     "further_objects",
                     optional=True,
-                    tooltip="What goes along with the object, such as its shadow, painted on the same frame. Each mask of "
-                    "a batch is followed by itself; the masks are joined.",
+                    tooltip="What goes along with the object, such as its shadow, painted on the same frame. Each mask "
+                    "of a batch is followed by itself; the masks are joined.",
                 ),
             ],
             outputs=[

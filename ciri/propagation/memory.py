@@ -166,11 +166,13 @@ class Memory:
     Args:
         budget: how many frames besides the annotated ones; at least 1.
         recent: how many of them are the latest; the rest spreads over time.
+        expected: how many frames are likely to be stored in the end; more make it grow, which takes twice the room.
     """
 
-    def __init__(self, budget: int = 32, recent: int = 8) -> None:
+    def __init__(self, budget: int = 32, recent: int = 8, *, expected: int = 2) -> None:
         self.budget = max(1, budget)
         self.recent = min(recent, self.budget // 2)
+        self._expected = expected
         self._frames: list[int] = []
         self._annotated: list[bool] = []
         self._order: list[int] = []
@@ -247,7 +249,7 @@ class Memory:
         capacity = 0 if self._keys is None else len(self._keys)
         if slot < capacity:
             return
-        capacity = max(2, slot + 1, capacity * 3 // 2)
+        capacity = max(self._expected, slot + 1, capacity * 3 // 2)
         # all or nothing: where memory runs out in between, the store is repeated
         self._keys, self._values, self._masks = (
             _grown(self._keys, (capacity, *key.shape), key, 0, slot),

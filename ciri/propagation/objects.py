@@ -81,8 +81,8 @@ def check_objects(numbers: Sequence[int], objects: int) -> None:
     """
     if objects > MOST_OBJECTS:
         raise MaskError(
-            f"{objects} objects are painted on one frame; expected at most {MOST_OBJECTS}. A mask for every frame needs "
-            "no propagation: connect it to Inactivation inpaint."
+            f"{objects} objects are painted on one frame; expected at most {MOST_OBJECTS}. A mask for every frame "
+            "needs no propagation: connect it to Inactivation inpaint."
         )
     for number in numbers:
         masks = list(numbers).count(number)

@@ -190,11 +190,17 @@ class DirectedPass:
         everyone = {o for masks in self.annotated.values() for o in masks}
         if any(set(masks) != everyone for masks in self.annotated.values()):
             return False
-        self._cohorts = [_Cohort(sorted(everyone), Memory(self.policy.budget))]
+        self._cohorts = [_Cohort(sorted(everyone), self._memory())]
         for t, masks in self.annotated.items():
             planes = aggregate(self._masks_in([masks[o] for o in sorted(everyone)]))
             self._remember(t, self.clip.features(t), planes, annotated=True)
         return True
+
+    def _memory(self) -> Memory:
+        """An empty memory with room for what a pass of this length stores: every n-th frame, and the last one."""
+        due = len(self._order) // self.policy.every + 1
+        expected = len(self.annotated) + min(self.policy.budget, due)
+        return Memory(self.policy.budget, expected=expected)
 
     def _annotate(self, t: int, predicted: Prediction | None) -> Tensor:
         """Begin new objects, and return (k, 1, h, w): what is known here of all that are followed, aggregated.
@@ -204,7 +210,7 @@ class DirectedPass:
         given = self.annotated[t]
         fresh = [o for o in given if o not in self._objects()]
         if fresh:
-            self._cohorts.append(_Cohort(fresh, Memory(self.policy.budget)))
+            self._cohorts.append(_Cohort(fresh, self._memory()))
         self._passed.update(dict.fromkeys(given, t))
         objects = self._objects()
         masks = self._masks_in(list(given.values()))

@@ -109,6 +109,19 @@ def test_several_key_masks_and_frames_counted_from_the_end():
     assert torch.equal(track.probs[1, 0], painted())
 
 
+def test_two_masks_of_one_frame_are_two_objects_and_both_go():
+    shadow = torch.roll(painted(), 14, 1)
+    frames, propagator = clip(), Shifts()
+    both = torch.stack([painted(), shadow])
+    removal = remove_object(
+        frames, both, propagator=propagator, backbone=Paints(), key_frames=(0, 0), grow=0, feather=0
+    )
+    assert [numbers for _, numbers in propagator.calls] == [[0], [0]]
+    changed = (removal.frames != frames).any(1)
+    for t in range(COUNT):
+        assert torch.equal(changed[t], torch.roll(both.amax(0), t, 1) > 0)
+
+
 def test_given_masks_need_no_propagator():
     masks = torch.zeros(COUNT, HEIGHT, WIDTH)
     masks[1:3, 5:9, 5:9] = 1

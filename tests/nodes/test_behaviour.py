@@ -68,6 +68,25 @@ def test_propagate_passes_key_masks_with_their_frames(run):
     assert torch.equal(masks[:, 0], torch.cat([disc()[None], corrections]))
 
 
+def test_propagate_follows_further_objects_by_themselves_and_joins_the_masks(run):
+    propagator, shadow, again = Hold(), disc(radius=4).roll(12, 1), torch.stack([disc(radius=5), disc(radius=6)])
+    output = run(
+        "CIRI_PropagateMask",
+        images=clip(frames=6),
+        first_mask=disc()[None],
+        propagator=propagator,
+        painted_frame=-1,
+        key_masks=again,
+        key_frames="2, 2",
+        further_objects=shadow[None],
+    )
+    assert [numbers for _, _, numbers in propagator.calls] == [[5, 2], [5, 2]]
+    own, other = (masks[:, 0] for _, masks, _ in propagator.calls)
+    assert torch.equal(own, torch.stack([disc(), again[0]])) and torch.equal(other, torch.stack([shadow, again[1]]))
+    assert torch.equal(output.args[0], torch.maximum(disc(), shadow).expand(6, -1, -1))
+    assert "Object 2: The mask was held." in output.args[1]
+
+
 def test_propagate_resizes_a_mask_of_the_same_shape_and_says_so(run):
     small = disc(20, 32, 5)
     output = run("CIRI_PropagateMask", images=clip(), first_mask=small[None], propagator=Hold())
