@@ -42,15 +42,21 @@ class Attention:
     explained: Tensor
 
 
-def similarity(memory_key: Tensor, query_key: Tensor) -> Tensor:
+def squared_length(keys: Tensor) -> Tensor:
+    """Return (n,): |m|^2 of keys (n, ck), without a second copy of them in memory."""
+    return torch.einsum("nc,nc->n", keys, keys)
+
+
+def similarity(memory_key: Tensor, query_key: Tensor, length: Tensor | None = None) -> Tensor:
     """Return (q, n): (2 <m, q> - |m|^2) / sqrt(ck), which is -|m - q|^2 / sqrt(ck) up to a term of q alone.
 
     Args:
         memory_key: float32 (n, ck).
         query_key: float32 (q, ck).
+        length: float32 (n,), |m|^2, where it is known.
     """
     scale = 1 / math.sqrt(memory_key.shape[1])
-    length = memory_key.square().sum(1)
+    length = squared_length(memory_key) if length is None else length
     return torch.addmm(length, query_key, memory_key.T, beta=-scale, alpha=2 * scale)
 
 
@@ -67,7 +73,8 @@ def attend(memory_key: Tensor, query_key: Tensor, top_k: int | None, *, chunk_by
     """
     n = len(memory_key)
     rows = max(1, chunk_bytes // (n * memory_key.element_size()))
-    pieces = [_attend(memory_key, part, top_k) for part in query_key.split(rows)]
+    length = squared_length(memory_key)
+    pieces = [_attend(memory_key, length, part, top_k) for part in query_key.split(rows)]
     if len(pieces) == 1:
         return pieces[0]
     chosen = [p.index for p in pieces if p.index is not None]
@@ -78,21 +85,21 @@ def attend(memory_key: Tensor, query_key: Tensor, top_k: int | None, *, chunk_by
     )
 
 
-def _attend(memory_key: Tensor, query_key: Tensor, top_k: int | None) -> Attention:
+def _attend(memory_key: Tensor, length: Tensor, query_key: Tensor, top_k: int | None) -> Attention:
     n, channels = memory_key.shape
     if top_k is None or top_k >= n:
-        scores = similarity(memory_key, query_key)
+        scores = similarity(memory_key, query_key, length)
         # the term that similarity leaves out turns the best score into a distance
         nearest = scores.detach().amax(1).neg() * math.sqrt(channels) + query_key.detach().square().sum(1)
-        return Attention(None, scores.softmax(1), _explained(memory_key, query_key, nearest))
+        return Attention(None, scores.softmax(1), _explained(memory_key, length, query_key, nearest))
     with torch.no_grad():
-        index = _largest(similarity(memory_key, query_key), top_k)
+        index = _largest(similarity(memory_key, query_key, length), top_k)
     # Distances are computed again for the chosen few: 20 subtractions are cheaper to differentiate than the whole
     # (q, n) product, and large keys do not cancel.
     near = F.embedding(index, memory_key)
     distance = (near - query_key[:, None]).square().sum(2)
     weight = distance.mul(-1 / math.sqrt(channels)).softmax(1)
-    return Attention(index, weight, _explained(memory_key, query_key, distance.detach().amin(1)))
+    return Attention(index, weight, _explained(memory_key, length, query_key, distance.detach().amin(1)))
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:
@@ -115,10 +122,9 @@ def _largest(scores: Tensor, k: int) -> Tensor:
 
 
 @torch.no_grad()
-def _explained(memory_key: Tensor, query_key: Tensor, nearest: Tensor) -> Tensor:
+def _explained(memory_key: Tensor, length: Tensor, query_key: Tensor, nearest: Tensor) -> Tensor:
     """1 - nearest / average squared distance, per query: needs no scale, so it means the same for every network."""
-    mean_length = memory_key.square().sum(1).mean()
-    average = query_key.square().sum(1) - 2 * (query_key @ memory_key.mean(0)) + mean_length
+    average = query_key.square().sum(1) - 2 * (query_key @ memory_key.mean(0)) + length.mean()
     return (1 - nearest / average.clamp(min=1e-12)).clamp(0, 1)
 
 

@@ -150,29 +150,37 @@ def crop(
     crops = []
     for frame, window in zip(frames, windows, strict=True):
         finer = max(1, min(window.height // height, window.width // width)) if antialias else 1
-        rows = _along(frame - fill, 1, window.y, window.height, height * finer)
-        cut = _along(rows, 2, window.x, window.width, width * finer) + fill
-        crops.append(F.avg_pool2d(cut[None], finer)[0] if finer > 1 else cut)
+        top, bottom = max(window.y, 0), max(min(window.y + window.height, frame.shape[1]), 0)
+        left, right = max(window.x, 0), max(min(window.x + window.width, frame.shape[2]), 0)
+        if top >= bottom or left >= right:
+            crops.append(fill.expand(-1, height, width))
+            continue
+        rows = _sampling(window.y - top, window.height, height, bottom - top, finer).to(frame)
+        columns = _sampling(window.x - left, window.width, width, right - left, finer).to(frame)
+        seen = frame[:, top:bottom, left:right] - fill
+        # the flattened product is a single one for all channels
+        narrow = (seen.reshape(-1, right - left) @ columns.T).unflatten(0, seen.shape[:2])
+        crops.append(rows @ narrow + fill)
     return torch.stack(crops)
 
 
-def _along(image: Tensor, axis: int, start: int, length: int, size: int) -> Tensor:
-    """Resample ``length`` pixels from ``start`` on to ``size`` along one axis of (C, H, W); 0 outside the image."""
-    limit = image.shape[axis]
-    at = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
+def _sampling(start: int, length: int, size: int, limit: int, finer: int) -> Tensor:
+    """Return (size, limit): what ``size`` samples of the ``length`` pixels from ``start`` on take of each pixel.
+
+    A row of weights that reaches outside the ``limit`` pixels of the image lacks what is there. Each sample is the mean
+    of ``finer`` bilinear ones. As products with such matrices two sides are resampled faster than by picking pixels.
+    """
+    at = ((torch.arange(size * finer, dtype=torch.float64) + 0.5) * (length / (size * finer)) - 0.5).clamp(
+        0, length - 1
+    )
     left = at.floor().long()
     share = at - left
-    result: Tensor | None = None
+    weights = torch.zeros(size * finer, limit)
     for index, weight in ((left, 1 - share), ((left + 1).clamp(max=length - 1), share)):
         index = index + start
-        weight = (weight * ((index >= 0) & (index < limit))).to(image)
-        shape = [1, 1, 1]
-        shape[axis] = size
-        index = index.clamp(0, limit - 1).to(image.device)
-        part = image.index_select(axis, index) * weight.view(shape)
-        result = part if result is None else result + part
-    assert result is not None
-    return result
+        inside = (index >= 0) & (index < limit)
+        weights.scatter_add_(1, index.clamp(0, limit - 1)[:, None], (weight * inside)[:, None].float())
+    return weights.unflatten(0, (size, finer)).mean(1)
 
 
 def paste_map(response: Tensor, window: Box, size: tuple[int, int]) -> Tensor:

@@ -108,7 +108,7 @@ class ResidueNetwork(nn.Module):
 
     def encode(self, crops: Tensor) -> Maps:
         """Turn crops (n, 3, s, s) in [0, 1] into f4 (24), f8 (40) and f16 (112 channels)."""
-        _, f4, f8, f16 = self.encoder(crops)
+        _, f4, f8, f16 = self.encoder(crops.contiguous(memory_format=torch.channels_last))
         return f4, f8, f16
 
     def remember(self, maps: Maps, index: Sequence[list[tuple[Tensor, Tensor]]]) -> list[tuple[Cells, Cells]]:
@@ -192,7 +192,8 @@ class LiteDetector:
 
     def __init__(self, network: ResidueNetwork, threshold: float, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        network = network.eval().requires_grad_(False)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.threshold = threshold
 
     @torch.no_grad()

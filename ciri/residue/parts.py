@@ -80,8 +80,24 @@ def similarity(features: Tensor, cells: Cells) -> Tensor:
     own = F.normalize(features, dim=1).flatten(2)
     cosines = torch.einsum("ncp,nck->npk", own, cells.features.expand(len(own), -1, -1))
     cosines = cosines.masked_fill(~cells.valid, -1)
-    nearest = cosines.topk(min(NEAREST, cosines.shape[-1]), -1).values
-    return nearest.mean(-1).unflatten(1, (h, w))[:, None]
+    return mean_of_largest(cosines, NEAREST).unflatten(1, (h, w))[:, None]
+
+
+def mean_of_largest(values: Tensor, k: int) -> Tensor:
+    """Return the mean of the k largest of the last axis (of all, if there are fewer), differentiable.
+
+    One maximum after the other: for a handful of a hundred values that takes a processor half the time of ``topk``.
+    """
+    values, k = values.clone(), min(k, values.shape[-1])
+    total: Tensor | int = 0
+    for _ in range(k):
+        largest, index = values.max(-1, keepdim=True)
+        total = total + largest
+        values = (
+            values.scatter(-1, index, -torch.inf) if values.requires_grad else values.scatter_(-1, index, -torch.inf)
+        )
+    assert isinstance(total, Tensor)
+    return total[..., 0] / k
 
 
 def evidence(features: Tensor, target: Cells, background: Cells) -> Tensor:

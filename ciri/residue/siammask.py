@@ -30,7 +30,7 @@ from ciri.frames import check_annotation
 from ciri.precision import choose_dtype
 from ciri.residue.base import Box, Removal
 from ciri.residue.crops import crop, search_window, target_box
-from ciri.residue.parts import NEAREST, choose_cells
+from ciri.residue.parts import NEAREST, choose_cells, mean_of_largest
 from ciri.residue.siammask_network import SEARCH, load_siammask
 from ciri.residue.siammask_trunk import Trunk
 
@@ -175,7 +175,7 @@ def bank_of(cells: Tensor, target: Tensor, background: Tensor) -> Bank:
 
 def nearest(similarities: Tensor) -> Tensor:
     """Mean of the largest similarities along the last dimension."""
-    return similarities.topk(min(NEAREST, similarities.shape[-1]), -1).values.mean(-1)
+    return mean_of_largest(similarities, NEAREST)
 
 
 def over_the_window(cells: Tensor) -> Tensor:

@@ -160,12 +160,12 @@ def test_the_memory_is_read_in_smaller_pieces_when_memory_runs_out(monkeypatch):
     expected = engine(**options).propagate(frames, masks[:1], [0])
     original, pieces = space_time_memory.similarity, []
 
-    def similarity(memory_key, query_key):
+    def similarity(memory_key, query_key, length):
         size = len(memory_key) * len(query_key) * 4
         if size > 2 * LEAST_SIMILARITY_BYTES:
             raise CUDA
         pieces.append(size)
-        return original(memory_key, query_key)
+        return original(memory_key, query_key, length)
 
     monkeypatch.setattr(space_time_memory, "similarity", similarity)
     track = engine(**options).propagate(frames, masks[:1], [0])

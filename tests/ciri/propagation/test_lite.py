@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError
+from ciri.propagation import lite_encoder
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.confidence import DISSENT, agreement
 from ciri.propagation.engine import Annotation, MemoryPropagator
@@ -34,6 +35,18 @@ def network():
 
 def clip(count, height, width, seed=0):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 70), (33, 47)])
+def test_an_encoder_that_works_in_strips_answers_as_the_whole_one(network, monkeypatch, size):
+    frames = clip(2, *size)
+    whole = network.encoder(frames)  # with gradients nothing is cut
+    monkeypatch.setattr(lite_encoder, "STRIP_BYTES", 1 << 14)
+    with torch.no_grad():
+        strips = [block._strip(x) for block, x in zip(network.encoder.blocks[1:3], whole[:2], strict=True)]
+        assert all(strip is not None for strip in strips)
+        for got, expected in zip(network.encoder(frames), whole, strict=True):
+            torch.testing.assert_close(got, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

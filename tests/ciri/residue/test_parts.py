@@ -1,9 +1,10 @@
 """Part matching against a brute-force twin."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from ciri.residue.parts import choose_cells, evidence, gather_cells, similarity
+from ciri.residue.parts import choose_cells, evidence, gather_cells, mean_of_largest, similarity
 
 
 def test_similarity_is_the_mean_of_the_three_best_cosines() -> None:
@@ -18,6 +19,17 @@ def test_similarity_is_the_mean_of_the_three_best_cosines() -> None:
                     for k in index[n]
                 )
                 assert abs(float(got[n, 0, y, x]) - sum(cosines[-3:]) / 3) < 1e-5
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_the_mean_of_the_largest_and_its_gradient_are_those_of_sorting(k: int) -> None:
+    values = torch.randn(4, 6, 7, requires_grad=True)
+    weight = torch.randn(4, 6)
+    expected = values.sort(-1, descending=True).values[..., :k].mean(-1)
+    torch.testing.assert_close(mean_of_largest(values, k), expected)
+    torch.testing.assert_close(mean_of_largest(values.detach(), k), expected.detach())
+    got, sorted_ = (torch.autograd.grad((x * weight).sum(), values)[0] for x in (mean_of_largest(values, k), expected))
+    torch.testing.assert_close(got, sorted_)
 
 
 def test_one_template_serves_many_frames() -> None:
