@@ -88,14 +88,12 @@ def mean_of_largest(values: Tensor, k: int) -> Tensor:
 
     One maximum after the other: for a handful of a hundred values that takes a processor half the time of ``topk``.
     """
-    values, k = values.clone(), min(k, values.shape[-1])
+    k = min(k, values.shape[-1])
     total: Tensor | int = 0
     for _ in range(k):
         largest, index = values.max(-1, keepdim=True)
         total = total + largest
-        values = (
-            values.scatter(-1, index, -torch.inf) if values.requires_grad else values.scatter_(-1, index, -torch.inf)
-        )
+        values = values.scatter(-1, index, -torch.inf)
     assert isinstance(total, Tensor)
     return total[..., 0] / k
 
