@@ -1,0 +1,65 @@
+"""The blueprint out of the node library is the four nodes of the workflow, joined as there."""
+
+import json
+
+import pytest
+
+from scripts import browser
+from scripts.comfyui import ROOT
+
+pytestmark = pytest.mark.browser
+
+NAME = "Remove object (CIRI)"
+
+#: Puts what the workflow has around the four nodes around the one, and returns what the server would be sent.
+SURROUND = """async name => {
+    const graph = window.app.graph
+    const blueprint = graph._nodes.find(node => node.title === name)
+    const add = type => { const node = LiteGraph.createNode(type); graph.add(node); return node }
+    const [load, parts, painted, video] = ['LoadVideo', 'GetVideoComponents', 'LoadImage', 'CreateVideo'].map(add)
+    load.connect(0, parts, 0)
+    parts.connect(0, blueprint, 'images')
+    painted.connect(1, blueprint, 'first_mask')
+    blueprint.connect(0, video, 'images')
+    add('SaveVideo')
+    video.connect(0, graph._nodes.find(node => node.type === 'SaveVideo'), 'video')
+    return (await window.app.graphToPrompt()).output
+}"""
+
+
+def test_one_node_is_sent_as_the_four_of_the_workflow(server):
+    pytest.importorskip("playwright")
+    if browser.chromium() is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    assert NAME in {entry["name"] for entry in server.get("/global_subgraphs").values()}
+    with browser.comfy_page(server.url, width=1920, height=1080) as page:
+        page.evaluate("() => window.app.graph.clear()")
+        page.keyboard.press("n")
+        page.locator('input[placeholder*="Search Nodes"]').first.fill("Remove object")
+        page.get_by_text(NAME).first.click()
+        page.wait_for_function("name => window.app.graph._nodes.some(node => node.title === name)", arg=NAME)
+        prompt = page.evaluate(SURROUND, NAME)
+        (ROOT / "artefacts").mkdir(exist_ok=True)
+        page.screenshot(path=ROOT / "artefacts" / "blueprint.png")
+
+    twin = json.loads((ROOT / "workflows" / "api" / "one_shot_removal.json").read_text())
+    assert described(prompt) == described({number: twin[number] for number in ("6", "7", "9", "10")})
+    (made,) = (node for node in prompt.values() if node["class_type"] == "CreateVideo")
+    assert prompt[made["inputs"]["images"][0]]["class_type"] == "CIRI_InactivationInpaint"
+
+
+def described(prompt: dict) -> dict:
+    """Our nodes by their kind, each link as the kind it comes from; what comes from outside as its slot alone."""
+
+    def source(value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        origin = prompt.get(value[0], {}).get("class_type", "")
+        return origin if origin.startswith("CIRI_") else "outside", value[1]
+
+    ours = {node["class_type"]: node["inputs"] for node in prompt.values() if node["class_type"].startswith("CIRI_")}
+    # a frame number of its own is what the workflow takes from another node
+    return {
+        kind: {name: source(value) for name, value in inputs.items() if name != "painted_frame"}
+        for kind, inputs in ours.items()
+    }
