@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ciri.refinement.watch import suspects
 from ciri.residue.base import ResidueDetector
+from ciri.residue.crops import share_of_box
 from ciri.residue.detect import Residue, detect_residue
 
 from ._adapt import (
@@ -93,15 +94,15 @@ class DetectResidue(io.ComfyNode):
         return io.NodeOutput(
             to_mask(found.maps),
             [round(float(value), 4) for value in found.scores],
-            describe_residue(found, detector, notes + more),
+            describe_residue(found, detector, share_of_box(painted[0]), notes + more),
             to_image(shown),
             ui=video_preview(shown, PREVIEW_FPS),
         )
 
 
-def describe_residue(found: Residue, detector: ResidueDetector, notes: list[str]) -> str:
-    """Say which frames are suspicious; then the notes and every frame's score."""
-    at, highest = suspects(found, detector.threshold), int(found.scores.argmax())
+def describe_residue(found: Residue, detector: ResidueDetector, share: float, notes: list[str]) -> str:
+    """Say which frames are suspicious, for a target that fills so much of its box; then notes and every score."""
+    at, highest = suspects(found, detector.threshold, share), int(found.scores.argmax())
     unseen = [t for t, box in enumerate(found.boxes) if box is None]
     summary = f"Something of the object seems to be left in frames {ranges(at)}." if at else "Nothing seems to be left."
     remarks = [

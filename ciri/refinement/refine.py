@@ -36,7 +36,7 @@ from ciri.refinement.settings import RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of, updated
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import Removal, ResidueDetector
-from ciri.residue.crops import boxes_of_clip
+from ciri.residue.crops import boxes_of_clip, share_of_box
 from ciri.residue.detect import Residue
 
 #: Frames whose masks are descended, those with most residue left: a step costs three looks at each.
@@ -177,7 +177,8 @@ class _Job:
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
         """Grow, paint, descend, judge."""
-        found = [t for t in suspects(before, watch.threshold) if t not in self.fixed]
+        share = share_of_box(self.first_mask)
+        found = [t for t in suspects(before, watch.threshold, share) if t not in self.fixed]
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
@@ -239,7 +240,7 @@ class _Job:
         if self.settings.mode == "auto":
             return grown
         if not weights:
-            least = SUSPICIOUS_PAIR * (1 - watch.threshold)
+            least = SUSPICIOUS_PAIR * (1 - watch.threshold) * share_of_box(self.first_mask)
             seen = watch.look(painted[changed], changed)
             self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
             worst = sorted(changed, key=lambda t: -float(self.known[t][1]))[:MOST_DESCENDED]

@@ -33,9 +33,10 @@ JITTER_SHIFT, JITTER_SCALE = 0.05, 0.06
 #: A target with a shorter side is too small: enlarging it to the detector's input enlarges the noise.
 LEAST_TARGET = 24
 
-#: A frame is suspicious from this score on, or from the second if a neighbour reaches it too. In target areas, for a
-#: residue that is seen for certain: what a pixel can score at most is 1 - tau.
-SUSPICIOUS, SUSPICIOUS_PAIR = 0.06, 0.03
+#: A frame is suspicious from this score on, or from the second if a neighbour reaches it too. In areas of the target
+#: itself, not of its box, of which a rider on a bicycle fills a third; and for a residue that is seen for certain: what
+#: a pixel can score at most is 1 - tau.
+SUSPICIOUS, SUSPICIOUS_PAIR = 0.12, 0.06
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,15 @@ def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH,
         on_step(start, count)
 
 
-def suspects(residue: Residue, threshold: float = 0.0) -> list[int]:
+def suspects(residue: Residue, threshold: float = 0.0, share: float = 1.0) -> list[int]:
     """Frames whose score says that something is left: clearly, or a little in two frames running.
 
     Args:
         residue: of the clip.
         threshold: of the detector that found it.
+        share: of its box that the target fills (:func:`ciri.residue.crops.share_of_box`).
     """
-    scores = (residue.scores / (1 - threshold)).tolist()
+    scores = (residue.scores / (1 - threshold) / share).tolist()
     clear = [s > SUSPICIOUS for s in scores]
     faint = [s > SUSPICIOUS_PAIR for s in scores]
     beside = [

@@ -40,6 +40,12 @@ def target_box(mask: Tensor, threshold: float = 0.5) -> Box | None:
     return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
 
 
+def share_of_box(mask: Tensor) -> float:
+    """Return how much of its tight box a mask (1, H, W) fills, in (0, 1]; 1 for an empty one."""
+    box = target_box(mask)
+    return 1.0 if box is None else int((mask > 0.5).sum()) / (box.width * box.height)
+
+
 def boxes_of_clip(masks: Tensor, first_mask: Tensor, first_index: int = 0) -> list[Box | None]:
     """Return where to look for the target in every frame, from the annotated frame outwards.
 

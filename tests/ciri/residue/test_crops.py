@@ -1,5 +1,7 @@
 """Boxes, windows and crops."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 
 from ciri.errors import MaskError
 from ciri.residue.base import Box
-from ciri.residue.crops import boxes_of_clip, crop, paste_map, search_window, target_box, template_window
+from ciri.residue.crops import (
+    boxes_of_clip,
+    crop,
+    paste_map,
+    search_window,
+    share_of_box,
+    target_box,
+    template_window,
+)
 
 
 def mask_with(box: tuple[int, int, int, int] | None, size: tuple[int, int] = (60, 80)) -> torch.Tensor:
@@ -53,6 +63,13 @@ def test_windows_are_square_and_centred() -> None:
     assert search_window(box) == Box(-5, -4, 60, 60)
     assert template_window(box).width == template_window(box).height == round(1.25 * 30)
     assert search_window(box, isotropic=False) == Box(-5, 14, 60, 24)
+
+
+def test_a_disc_fills_a_quarter_of_pi_of_its_box() -> None:
+    y, x = torch.meshgrid(torch.arange(200.0), torch.arange(300.0), indexing="ij")
+    disc = ((x - 120) ** 2 + (y - 90) ** 2 <= 80**2).float()[None]
+    assert abs(share_of_box(disc) - math.pi / 4) < 0.02
+    assert share_of_box(torch.zeros(1, 8, 8)) == 1
 
 
 def test_the_box_of_a_mask_is_tight() -> None:
