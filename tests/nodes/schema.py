@@ -59,3 +59,12 @@ def english_texts(described: dict) -> dict:
         if not inputs:
             del texts[node_id]["inputs"]
     return texts
+
+
+def assert_slots_of_schema(node: dict, cls: type) -> None:
+    """A node in a saved graph has the inputs and outputs of its class, and its widgets in the class's order."""
+    schema = cls.GET_SCHEMA()
+    assert {entry["name"]: entry["type"] for entry in node["inputs"]} == {i.id: i.io_type for i in schema.inputs}
+    assert [entry["type"] for entry in node["outputs"]] == [o.io_type for o in schema.outputs]
+    widgets = [entry["name"] for entry in node["inputs"] if entry.get("widget")]
+    assert widgets == [i.id for i in schema.inputs if i.id in widgets], "widget values are stored by position"

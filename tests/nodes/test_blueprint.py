@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.nodes.schema import ROOT
+from tests.nodes.schema import ROOT, assert_slots_of_schema
 
 (BLUEPRINT,) = sorted((ROOT / "subgraphs").glob("*.json"))
 
@@ -26,11 +26,7 @@ def test_it_is_one_node_that_has_the_slots_of_its_inside(graph):
 
 def test_its_nodes_have_the_slots_of_their_schema(graph, nodes):
     for node in graph["definitions"]["subgraphs"][0]["nodes"]:
-        schema = nodes[node["type"]].GET_SCHEMA()
-        assert {entry["name"]: entry["type"] for entry in node["inputs"]} == {i.id: i.io_type for i in schema.inputs}
-        assert [entry["type"] for entry in node["outputs"]] == [o.io_type for o in schema.outputs]
-        widgets = [entry["name"] for entry in node["inputs"] if entry.get("widget")]
-        assert widgets == [i.id for i in schema.inputs if i.id in widgets], "widget values are stored by position"
+        assert_slots_of_schema(node, nodes[node["type"]])
 
 
 def test_its_links_join_slots_of_one_type(graph):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from scripts.comfyui import ROOT
+from tests.nodes.schema import assert_slots_of_schema
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
@@ -76,13 +77,8 @@ def test_links_join_existing_slots_of_one_type(workflow):
 
 def test_our_nodes_have_the_slots_of_their_schema(workflow, nodes):
     for node in load(workflow)["nodes"]:
-        if not node["type"].startswith("CIRI_"):
-            continue
-        schema = nodes[node["type"]].GET_SCHEMA()
-        assert {entry["name"]: entry["type"] for entry in node["inputs"]} == {i.id: i.io_type for i in schema.inputs}
-        assert [entry["type"] for entry in node["outputs"]] == [o.io_type for o in schema.outputs]
-        widgets = [entry["name"] for entry in node["inputs"] if entry.get("widget")]
-        assert widgets == [i.id for i in schema.inputs if i.id in widgets], "widget values are stored by position"
+        if node["type"].startswith("CIRI_"):
+            assert_slots_of_schema(node, nodes[node["type"]])
 
 
 def test_a_note_tells_a_newcomer_what_to_do(workflow):
