@@ -36,7 +36,7 @@ def follow(
 
     Returns:
         The largest of the objects' probabilities at each pixel, and the least of their confidences in each frame; with
-        several, a note says which object it is about.
+        several, the notes say so, and which object each is about.
     """
     objects = grouped(numbers)
     if len(objects) == 1:
@@ -55,6 +55,9 @@ def follow(
                 joined.notes + track.notes,
             )
     assert joined is not None
+    joined.notes.insert(
+        0, f"{len(objects)} objects were followed by themselves; the confidence is the least of theirs."
+    )
     return joined
 
 
