@@ -99,7 +99,7 @@ class InvertedResidual(nn.Module):
         """How many rows of output to make at once; None: all.
 
         The expanded map is six times as wide as what goes in and comes out. Where it would be large, a processor makes
-        it in strips that stay in its caches: the same numbers in two thirds of the time. Gradients need it whole.
+        it in strips that stay in its caches: the same numbers, sooner. Gradients need it whole.
         """
         if x.device.type != "cpu" or torch.is_grad_enabled():
             return None

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Similarities are made for this many bytes at once: exact, and the memory read needs no more at any clip length. A
-#: processor is twice as fast where they stay in its caches; an accelerator would rather be asked seldom.
+#: processor is faster where they stay in its caches; an accelerator would rather be asked seldom.
 CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 8 << 20, 64 << 20
 
 #: The best of so many similarities stands for all of them in the first round of the choice.
@@ -106,7 +106,7 @@ def _largest(scores: Tensor, k: int) -> Tensor:
     """Return (q, k): where in each row of (q, n) its k largest are, in no order.
 
     They lie in the k groups with the largest maxima: above all that another group holds are k maxima. To find those
-    groups and search only them takes half the time of searching everything.
+    groups and search only them is faster than to search everything.
     """
     q, n = scores.shape
     groups = n // GROUP

@@ -86,7 +86,7 @@ def similarity(features: Tensor, cells: Cells) -> Tensor:
 def mean_of_largest(values: Tensor, k: int) -> Tensor:
     """Return the mean of the k largest of the last axis (of all, if there are fewer), differentiable.
 
-    One maximum after the other: for a handful of a hundred values that takes a processor half the time of ``topk``.
+    One maximum after the other: for a handful of a hundred values a processor is faster so than with ``topk``.
     """
     k = min(k, values.shape[-1])
     total: Tensor | int = 0
