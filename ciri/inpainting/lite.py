@@ -6,15 +6,13 @@ what is filled. Dimensions: t frames, h w pixels.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ciri.checkpoints import identify, load_strictly, read_state_dict
-from ciri.errors import CheckpointError
+from ciri.checkpoints import load_strictly
 from ciri.flow.propagate import COVERED_ABOVE, HIDDEN_ABOVE
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.flow import MEMORY, longest_segment
@@ -22,6 +20,7 @@ from ciri.inpainting.lite_guidance import Copies, Guidance, find_copies, guidanc
 from ciri.inpainting.lite_network import MULTIPLE, REACH, LiteConfig, LiteNetwork
 from ciri.inpainting.segments import fill_in_segments
 from ciri.out_of_memory import BeforeRun, nothing
+from ciri.own_weights import build_from_header, read_own
 from ciri.precision import choose_dtype
 from ciri.progress import OnStep, ignore, part
 
@@ -133,19 +132,7 @@ def load_lite(
         CheckpointError: unreadable, or not weights of this network.
     """
     path = SHIPPED if path is None else path
-    state, metadata = read_state_dict(path)
-    found = metadata.get("architecture") or identify(state)
-    if found != ARCHITECTURE:
-        raise CheckpointError(
-            f"{os.fspath(path)} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the "
-            "small backbone that 'python -m ciri train backbone' makes."
-        )
-    try:
-        network = LiteNetwork(LiteConfig(**json.loads(metadata["config"])))
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"The header of {os.fspath(path)} does not say the sizes of the network ({error}); it was written by "
-            "another version of 'python -m ciri train backbone', or changed."
-        ) from error
+    state, metadata = read_own(path, ARCHITECTURE, "train backbone")
+    network = build_from_header(lambda **sizes: LiteNetwork(LiteConfig(**sizes)), metadata, path, "train backbone")
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     return LiteBackbone(network, device=device, precision=precision)

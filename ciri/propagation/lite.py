@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciri.checkpoints import identify, load_strictly, read_state_dict
-from ciri.errors import CheckpointError
+from ciri.checkpoints import load_strictly
+from ciri.own_weights import read_own
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.flow import FlowPropagator
 from ciri.propagation.lite_encoder import C2, C4, C8, C16, C32, Lite0Encoder, ScaledConv
@@ -220,13 +220,7 @@ def load_lite(path: str | Path) -> LiteNetwork:
     Raises:
         CheckpointError: no such file, a broken one, or the weights of another network.
     """
-    state, metadata = read_state_dict(path)
-    found = metadata.get("architecture") or identify(state)
-    if found != ARCHITECTURE:
-        raise CheckpointError(
-            f"{path} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the small "
-            "propagator that ships as weights/propagator_lite.safetensors."
-        )
+    state, _ = read_own(path, ARCHITECTURE, "train propagator")
     network = LiteNetwork()
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     return network.eval()

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciri.checkpoints import identify, load_strictly, read_state_dict
+from ciri.checkpoints import load_strictly
 from ciri.errors import CheckpointError
 from ciri.frames import check_annotation, grow_mask
+from ciri.own_weights import read_own
 from ciri.propagation.lite_encoder import C4, C8, C16, Lite0Encoder, ScaledConv
 from ciri.residue.base import Box, Removal
 from ciri.residue.crops import crop, search_window, target_box
@@ -239,13 +240,7 @@ def load_lite(path: str | Path) -> tuple[ResidueNetwork, float]:
     Raises:
         CheckpointError: no such file, a broken one, the weights of another network, or no usable threshold.
     """
-    state, metadata = read_state_dict(path)
-    found = metadata.get("architecture") or identify(state)
-    if found != ARCHITECTURE:
-        raise CheckpointError(
-            f"{path} holds the weights of {found or 'an unknown network'}; expected {ARCHITECTURE}, the small "
-            "residue detector that ships as weights/residue_lite.safetensors."
-        )
+    state, metadata = read_own(path, ARCHITECTURE, "train residue")
     network = ResidueNetwork()
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     try:
