@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ciri.commands import _arguments as shared
+from ciri.commands import _train_attention as attention
 from ciri.commands import _train_backbone as backbone
 from ciri.commands import _train_residue as residue
 from ciri.commands._train_shared import add_run, parse_size
@@ -19,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     _add_propagator(networks)
     backbone.add_parser(networks)
     residue.add_parser(networks)
+    attention.add_parser(networks)
     _add_locate(networks)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ciri.errors import MaskError
 from ciri.inactivation.attention import DILATION, attention_map, pool_target
 from ciri.inactivation.features import encoder_of
+from ciri.inactivation.learned import REGION, learned_attention, shipped
 from ciri.inpainting.base import Backbone
 from ciri.progress import OnStep, ignore
 
@@ -23,18 +24,21 @@ def complementary_attention(
     *,
     first_index: int = 0,
     dilation: int | None = None,
+    shadow: bool = True,
     on_step: OnStep = ignore,
 ) -> Tensor:
-    """Where every frame looks like the target of the annotated one, near where the propagator saw it.
+    """Where every frame shows the target of the annotated one, near where the propagator saw it.
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
         first_mask: (1, 1, H, W) in [0, 1], the annotation.
         predicted: (T, 1, H, W) in [0, 1], M_pred; where a frame has none, the map is 0.
-        backbone: lends its encoder; see :mod:`ciri.inactivation.features` for one that has none.
+        backbone: lends its encoder; for one that has none, the map is learned: see :mod:`ciri.inactivation.learned`.
         first_index: the frame that was annotated.
-        dilation: pixels around the prediction in which the map may be positive; default: 1/16 of the height.
-        on_step: called after each frame; may raise to stop.
+        dilation: pixels around the prediction in which the map may be positive; default: 1/16 of the height for a
+            map of features, 1/8 for a learned one.
+        shadow: a learned map shows the target's shadow as well.
+        on_step: progress callback; may raise to stop.
 
     Returns:
         float32 (T, 1, H, W) in [0, 1] on the frames' device.
@@ -50,10 +54,16 @@ def complementary_attention(
         )
     if not (first_mask > 0).any():
         raise MaskError("The first mask is empty, so there is no target to compare the frames with.")
+    encode = encoder_of(backbone)
+    if encode is None:
+        reach = round(REGION * height) if dilation is None else dilation
+        found = learned_attention(
+            frames, first_mask, predicted, shipped(), first_index=first_index, dilation=reach, on_step=on_step
+        )
+        return found.map(shadow=shadow)
     if dilation is None:
         dilation = round(DILATION * height)
     annotated = frames[first_index : first_index + 1]
-    encode = encoder_of(backbone, annotated, first_mask)
     features, covered = encode(annotated)
     target = pool_target(features, _enlarged(first_mask, covered).to(features.device))
     result = torch.zeros_like(predicted)
@@ -62,8 +72,8 @@ def complementary_attention(
         if (mask > 0).any():
             features, covered = encode(frame[None])
             near = _enlarged(mask[None], covered).to(features.device)
-            found = attention_map(features, target, near, dilation=dilation)
-            result[index] = found[0, :, :height, :width].to(result)
+            near_target = attention_map(features, target, near, dilation=dilation)
+            result[index] = near_target[0, :, :height, :width].to(result)
         on_step(index + 1, len(frames))
     return result
 

@@ -55,6 +55,9 @@ class CompositeMaker:
         length: frames T.
     """
 
+    #: How far objects travel, in frames' widths: from standing still (what is behind them never shows) to crossing it.
+    travels: tuple[float, ...] = (0.0, 0.04, 0.15, 0.4, 0.9)
+
     def __init__(self, library: Library, size: tuple[int, int], length: int) -> None:
         if not (library.clips or library.stills):
             raise TrainingError("There is no readable clip or still image to paste objects over.")
@@ -147,19 +150,20 @@ class CompositeMaker:
 
     def paste(self, clean: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         """Paste one moving object over uint8 (T, H, W, 3); return the frames and the object's bool (T, H, W) mask."""
+        return over(clean, self.layers(rng))
+
+    def layers(self, rng: Rng) -> np.ndarray:
+        """Return one moving object as it lies over the frames: premultiplied float32 (T, H, W, 4) in [0, 1]."""
         images, fill = self._object(rng)
         moves = self._object_path(images.shape[1:3], fill, rng)
-        frames, masks = clean.copy(), np.zeros(clean.shape[:3], bool)
         h, w = self.size
+        result = np.empty((len(moves), h, w, 4), np.float32)
         for t, move in enumerate(moves):
             colour = images[_there_and_back(t, len(images))]
             # colour x alpha is warped, so that nothing bleeds in from outside the object
             paint = cv2.warpAffine(colour, move, (w, h), flags=cv2.INTER_AREA)
-            paint = cv2.GaussianBlur(paint, (3, 3), 0.7)
-            alpha = paint[..., 3:]
-            frames[t] = np.clip(clean[t] * (1 - alpha) + paint[..., :3] * 255 + 0.5, 0, 255)
-            masks[t] = alpha[..., 0] > OPAQUE
-        return frames, masks
+            result[t] = cv2.GaussianBlur(paint, (3, 3), 0.7)
+        return result
 
     def _object(self, rng: Rng) -> tuple[np.ndarray, float]:
         """Return premultiplied float32 (n, h, w, 4) in [0, 1], and about which share of the images it covers."""
@@ -220,8 +224,7 @@ class CompositeMaker:
         area = min(LARGEST_SHARE, float(np.exp(rng.uniform(np.log(0.012), np.log(0.3)))))
         scale = np.sqrt(area * h * w / (fill * shape[0] * shape[1]))
         stretch = float(np.exp(rng.normal(0, 0.15)))
-        # from standing still (what is behind it never shows) to crossing the frame
-        travel = float(rng.choice([0.0, 0.04, 0.15, 0.4, 0.9])) * rng.uniform(0.5, 1.2)
+        travel = float(rng.choice(self.travels)) * rng.uniform(0.5, 1.2)
         centre = np.array([w, h]) * rng.uniform(0.2, 0.8, 2)
         path = np.stack([smooth_path(rng, self.length, travel * side) for side in (w, h * 0.6)], 1) + centre
         grow = scale * np.exp(smooth_path(rng, self.length, rng.choice([0, 0.1, 0.4])))
@@ -229,6 +232,16 @@ class CompositeMaker:
         middle = (shape[1] / 2, shape[0] / 2)
         moves = [_similarity(middle, p, a, g) for p, a, g in zip(path, turn, grow, strict=True)]
         return [move @ np.array([[stretch, 0, 0], [0, 1 / stretch, 0], [0, 0, 1]]) for move in moves]
+
+
+def over(frames: np.ndarray, layers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lay premultiplied layers, float32 (T, H, W, 4), over uint8 (T, H, W, 3); return the result and bool (T, H, W)."""
+    result, masks = np.empty_like(frames), np.zeros(frames.shape[:3], bool)
+    for t, layer in enumerate(layers):  # a clip of floats would be four times as large
+        alpha = layer[..., 3:]
+        result[t] = np.clip(frames[t] * (1 - alpha) + layer[..., :3] * 255 + 0.5, 0, 255)
+        masks[t] = alpha[..., 0] > OPAQUE
+    return result, masks
 
 
 def is_worth_it(mask: np.ndarray) -> bool:

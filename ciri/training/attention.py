@@ -1,0 +1,415 @@
+"""Training of the attention network: ``python -m ciri train attention``.
+
+The dual curriculum of the paper (Eq. 2) decides what it is shown as prediction: true masks first, the propagator's
+later. Examples are made once and kept, by other processes while this one trains on those that are there.
+
+Dimensions: n examples of a batch, h w pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ciri.checkpoints import write_safetensors
+from ciri.errors import TrainingError
+from ciri.inactivation.attention_network import (
+    ARCHITECTURE,
+    AttentionConfig,
+    AttentionNetwork,
+    load_attention,
+    log_odds,
+)
+from ciri.inactivation.curriculum import Curriculum
+from ciri.inactivation.evidence import Evidence
+from ciri.progress import OnStep, ignore
+from ciri.training.attention_data import Example, fill_folder, load, unpack
+from ciri.training.data import open_library
+from ciri.training.propagator import learning_pace
+from ciri.training.run import RunFolder, fit
+
+#: A missed pixel of the target costs more than one that is covered in vain: it stays in the picture.
+MISSED = 1.5
+#: A pixel of shadow counts so many times, as few scenes have one and few pixels of them.
+SHADOWED = 3.0
+#: Eq. 2 for this network, in epochs of 30. True masks teach it no correction, so it is shown wrong ones early.
+CURRICULUM = Curriculum(1, 6)
+EPOCHS = 30
+#: Weight of the overlap (Dice) beside the entropy.
+DICE = 0.5
+#: Share of examples from which all copies are taken away: there is not always another frame that shows something.
+WITHOUT_COPIES = 0.1
+#: Seconds between looks for new examples.
+PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run.
+
+    Attributes:
+        data, out: the data folder and the run's folder.
+        keep: where the examples are kept; None: in the run's folder.
+        init: exported weights to begin with.
+        minutes, plan_minutes: of this call and of all calls together.
+        steps: most steps of all calls together.
+        batch: examples per step.
+        rate: learning rate at the start.
+        scenes, held: scenes that are made, and held-back ones.
+        first: scenes that training waits for.
+        workers: processes that make examples beside; 0: all are made before training, in this process.
+        seed: of everything random.
+        look_every, log_every: steps between validations, and between rows of the curves.
+        size, length: (height, width) in pixels and frames of the scenes.
+        window: (height, width) of what is trained on, in pixels.
+        config: sizes of the network.
+    """
+
+    data: Path
+    out: Path
+    keep: Path | None = None
+    init: Path | None = None
+    minutes: float | None = None
+    plan_minutes: float | None = None
+    steps: int = 6000
+    batch: int = 12
+    rate: float = 1e-3
+    scenes: int = 400
+    held: int = 36
+    first: int = 40
+    workers: int = 1
+    seed: int = 1
+    look_every: int = 250
+    log_every: int = 25
+    size: tuple[int, int] = (240, 432)
+    length: int = 24
+    window: tuple[int, int] = (160, 224)
+    config: AttentionConfig = field(default_factory=AttentionConfig)
+
+    @property
+    def samples(self) -> Path:
+        """Where the examples are."""
+        return self.keep or self.out / "examples"
+
+
+@dataclass
+class Batch:
+    """Of n examples; see :class:`ciri.training.attention_data.Example`."""
+
+    evidence: Evidence
+    target: Tensor
+    shadow: Tensor
+
+
+class Bank:
+    """The examples that are there, in memory."""
+
+    def __init__(self, settings: Settings, *, held_back: bool) -> None:
+        self.pattern = f"{'held' if held_back else 'train'}_{settings.seed}_*.npz"
+        self.folder, self.window, self.files = settings.samples, settings.window, set[Path]()
+        self.examples: list[Example] = []
+
+    def refresh(self, most: int) -> None:
+        """Read the files that are new, up to so many in all."""
+        for file in sorted(self.folder.glob(self.pattern))[:most]:
+            if file not in self.files:
+                self.files.add(file)
+                self.examples += load(file)
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """A random batch of windows."""
+        chosen = [self.examples[int(i)] for i in rng.integers(len(self.examples), size=count)]
+        pairs = [cut_window(example, self.window, rng) for example in chosen]
+        evidence = unpack(torch.from_numpy(np.stack([e for e, _ in pairs])))
+        answer = torch.from_numpy(np.stack([a for _, a in pairs])).float() / 255
+        if rng.random() < 0.5:
+            light = float(rng.uniform(0.8, 1.2)), float(rng.uniform(-0.1, 0.1))
+            for image in (evidence.frame, evidence.before, evidence.after):
+                image.mul_(light[0]).add_(light[1]).clamp_(0, 1)
+        for i in np.flatnonzero(rng.random(count) < WITHOUT_COPIES):
+            for part in (evidence.before, evidence.after, evidence.cues):
+                part[int(i)] = 0
+        return Batch(evidence, answer[:, :1], answer[:, 1:])
+
+
+def cut_window(example: Example, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random window (height, width) of evidence and answer, possibly mirrored."""
+    places = [
+        int(rng.integers(side - wanted + 1)) for side, wanted in zip(example.evidence.shape[1:], size, strict=True)
+    ]
+    rows, columns = (slice(place, place + wanted) for place, wanted in zip(places, size, strict=True))
+    pair = example.evidence[:, rows, columns], example.answer[:, rows, columns]
+    return (pair[0][..., ::-1].copy(), pair[1][..., ::-1].copy()) if rng.random() < 0.5 else pair
+
+
+class Trainer:
+    """Network, average, optimiser, and one step."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.network = AttentionNetwork(settings.config)
+        if settings.init is not None:
+            self.network.load_state_dict(load_attention(settings.init).state_dict())
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), settings.rate, weight_decay=1e-3)
+
+    @property
+    def averaged(self) -> AttentionNetwork:
+        """The network that gets exported."""
+        network = self.average.module
+        assert isinstance(network, AttentionNetwork)
+        return network
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"network": self.network, "average": self.average, "optimiser": self.optimiser}
+
+    def step(self, batch: Batch, done: int, progress: float) -> Mapping[str, Tensor | float]:
+        """Do one optimisation step and return what to log."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate * learning_pace(done, progress)
+        evidence = batch.evidence
+        evidence.predicted = CURRICULUM.blend(batch.target, evidence.predicted, progress * EPOCHS)
+        losses = attention_losses(self.network, batch)
+        total = torch.stack(list(losses.values())).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.network)
+        beta = self.network.fusion.beta.detach()
+        return {**{k: v.detach() for k, v in losses.items()}, "gradient norm": norm.detach(), "beta": beta}
+
+
+def attention_losses(network: AttentionNetwork, batch: Batch) -> dict[str, Tensor]:
+    """Entropy and overlap of target and shadow, and the entropy of the fused map, which teaches b."""
+    region, target, shadow = batch.evidence.region, batch.target, batch.shadow
+    correction, shadow_odds = network(batch.evidence)
+    odds = log_odds(batch.evidence.predicted) + correction
+    weight = region * (1 + (MISSED - 1) * target)
+    # the outermost rim of a shadow is a matter of taste
+    clear = region * (1 - target) * ((shadow <= 0.02) | (shadow >= 0.5)).float() * (1 + (SHADOWED - 1) * shadow)
+
+    def mean(loss: Tensor, weight: Tensor) -> Tensor:
+        return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+    def dice(odds: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+        found = odds.sigmoid() * weight
+        overlap, sizes = (x.sum((1, 2, 3)) for x in (found * true, found + true * weight))
+        return (1 - (2 * overlap + 50) / (sizes + 50)).mean()
+
+    fused = network.fusion(batch.evidence.predicted, odds.detach().sigmoid())
+    entropy = F.binary_cross_entropy_with_logits
+    return {
+        "target": mean(entropy(odds, target, reduction="none"), weight),
+        "target dice": DICE * dice(odds, target, region),
+        "shadow": mean(entropy(shadow_odds, shadow, reduction="none"), clear),
+        "shadow dice": DICE * dice(shadow_odds, shadow, (clear > 0).float()),
+        "fused": 0.3 * mean(F.binary_cross_entropy(fused.clamp(1e-4, 1 - 1e-4), target, reduction="none"), region),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- validation
+
+
+@torch.no_grad()
+def validate(network: AttentionNetwork, examples: list[Example], sheet: Path | None = None) -> dict[str, float]:
+    """Overlap of masks with the truth (intersection over union), of the prediction and of the map; and of shadows.
+
+    ``recovered`` is the share of the missed pixels that the map adds, ``withdrawn`` the share of those covered in vain
+    that it gives back, ``spoilt`` the pixels it gets wrong that were right, in areas of the target.
+    """
+    network.eval()
+    rows: list[dict[str, float]] = []
+    pictures = []
+    for i, example in enumerate(examples):
+        h, w = (side // 16 * 16 for side in example.evidence.shape[1:])
+        evidence = unpack(torch.from_numpy(example.evidence[None, :, :h, :w]))
+        answer = torch.from_numpy(example.answer[:, :h, :w]).float() / 255
+        correction, shadow_odds = network(evidence)
+        region = evidence.region[0, 0] > 0
+        told = (evidence.predicted[0, 0] > 0.5) & region
+        odds = log_odds(evidence.predicted) + correction
+        map_ = (odds[0, 0] > 0) & region
+        true, shade = (answer[0] > 0.5) & region, (answer[1] > 0.5) & region
+        dark = (shadow_odds[0, 0] > 0) & region & ~map_
+        area = max(int(true.sum()), 1)
+        row = {
+            "predicted IoU": _overlap(told, true),
+            "attended IoU": _overlap(map_, true),
+            "spoilt": float(((map_ != true) & (told == true)).sum() / area),
+        }
+        missed, vain = true & ~told, told & ~true
+        if missed.sum() > 0.03 * area:
+            row["recovered"] = float((map_ & missed).sum() / missed.sum())
+        if vain.sum() > 0.03 * area:
+            row["withdrawn"] = float((~map_ & vain).sum() / vain.sum())
+        if shade.sum() > 30:
+            row["shadow IoU"] = _overlap(dark, shade)
+        else:
+            row["false shadow"] = float(dark.sum() / area)
+        rows.append(row)
+        if sheet is not None and i % max(1, len(examples) // 24) == 0:
+            maps = [
+                evidence.predicted[0],
+                odds.sigmoid()[0] * region,
+                shadow_odds.sigmoid()[0] * region,
+                answer[:1],
+                answer[1:],
+            ]
+            gray = [m.expand(3, -1, -1) for m in maps]
+            pictures.append([evidence.frame[0], evidence.before[0], evidence.after[0], *gray])
+    network.train()
+    if sheet is not None:
+        _write_sheet(sheet, pictures)
+    names = sorted({name for row in rows for name in row})
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
+
+
+def _write_sheet(file: Path, rows: list[list[Tensor]]) -> None:
+    lines = []
+    for row in rows:
+        images = [(x.permute(1, 2, 0).clamp(0, 1) * 255).byte().numpy() for x in row]
+        lines.append(
+            np.concatenate([cv2.resize(image, (168, 120), interpolation=cv2.INTER_AREA) for image in images], 1)
+        )
+    cv2.imwrite(str(file), np.ascontiguousarray(np.concatenate(lines)[..., ::-1]))
+
+
+# ------------------------------------------------------------------------------------------------- the run
+
+
+def train_attention(
+    settings: Settings, *, say: Callable[[str], None] = lambda text: None, on_step: OnStep = ignore
+) -> Path:
+    """Train, continuing the run in ``settings.out`` if there is one; return the file of exported weights.
+
+    Raises:
+        TrainingError: no data, a folder of another run, a loss that is not a number.
+    """
+    run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed, **settings.config.to_dict()})
+    open_library(settings.data)  # refuses a wrong folder before anything is made
+    trainer = Trainer(settings)
+    bank, held = Bank(settings, held_back=False), Bank(settings, held_back=True)
+    target = run.path / f"{ARCHITECTURE}.safetensors"
+    looked = [0.0]
+
+    def step(done: int, progress: float) -> Mapping[str, Tensor | float]:
+        if time.monotonic() - looked[0] > PATIENCE:
+            bank.refresh(settings.scenes)
+            looked[0] = time.monotonic()
+        rng = np.random.default_rng([settings.seed, 7, done])
+        return {**trainer.step(bank.draw(settings.batch, rng), done, progress), "examples": float(len(bank.examples))}
+
+    def look(done: int) -> Mapping[str, float]:
+        held.refresh(settings.held)
+        values = validate(trainer.averaged, held.examples, run.samples / f"{done:06d}.jpg")
+        facts = {"steps": str(done), "examples": str(len(bank.examples)), "seed": str(settings.seed)}
+        facts |= {f"validation {name}": f"{value:.4f}" for name, value in values.items()}
+        export(trainer.averaged, target, facts)
+        run.curves.draw()
+        say(f"step {done}, {len(bank.examples)} examples: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        return {f"held back {name}": value for name, value in values.items()}
+
+    with _makers(settings) as alive:
+        _wait(held, 1, settings.held, alive)
+        _wait(bank, settings.first, settings.scenes, alive)
+        fit(
+            run,
+            trainer.parts(),
+            step,
+            steps=settings.steps,
+            minutes=settings.minutes,
+            plan_minutes=settings.plan_minutes,
+            log_every=settings.log_every,
+            look_every=settings.look_every,
+            look=look,
+            on_step=on_step,
+        )
+    for note in run.notes:
+        say(note)
+    return target
+
+
+def export(network: AttentionNetwork, target: Path, facts: Mapping[str, str]) -> None:
+    """Write the weights, half precision, with the sizes."""
+    state = {name: value.half() for name, value in network.state_dict().items()}
+    config = json.dumps(network.config.to_dict())
+    write_safetensors(target, state, {"architecture": ARCHITECTURE, "config": config, "licence": "Apache-2.0", **facts})
+
+
+def _wait(bank: Bank, wanted: int, most: int, alive: Callable[[], bool]) -> None:
+    """Wait until so many scenes are there, and an example among them."""
+    while True:
+        bank.refresh(most)
+        if len(bank.files) >= min(wanted, most) and bank.examples:
+            return
+        if not alive():
+            raise TrainingError(f"The processes that make examples ended with {len(bank.files)} scenes made.")
+        time.sleep(0.5)
+
+
+@contextmanager
+def _makers(settings: Settings) -> Iterator[Callable[[], bool]]:
+    """Have other processes make the examples; yields whether one is alive. Without workers: make them here and now."""
+    if settings.workers == 0:
+        _make(settings, 0, 1)
+        yield lambda: False
+        return
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_work, args=(settings, i, settings.workers), daemon=True)
+        for i in range(settings.workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield lambda: any(process.is_alive() for process in processes)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _make(settings: Settings, i: int, n: int, go_on: Callable[[], bool] = lambda: True) -> None:
+    for held_back, scenes in ((True, settings.held), (False, settings.scenes)):
+        fill_folder(
+            settings.samples,
+            settings.data,
+            seed=settings.seed,
+            held_back=held_back,
+            scenes=scenes,
+            part=(i, n),
+            go_on=go_on,
+            size=settings.size,
+            length=settings.length,
+        )
+
+
+def _work(settings: Settings, i: int, n: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    parent = os.getppid()
+    # a parent that was killed cannot end its children
+    _make(settings, i, n, lambda: os.getppid() == parent)
