@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ciri.errors import CiriError, MaskError
 from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks
+from ciri.inactivation.learned import inactivation_map
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
 from ciri.progress import OnStep, ignore, part
@@ -19,12 +20,15 @@ from ciri.propagation.base import MaskTrack, Propagator
 from ciri.propagation.objects import follow
 
 if TYPE_CHECKING:
+    from ciri.inactivation.attention_network import AttentionNetwork
     from ciri.refinement.refine import Refinement
     from ciri.refinement.settings import RefinementSettings
     from ciri.residue.base import ResidueDetector
 
 #: Share of the progress bar that propagation gets; measured with the classical methods at 432x240.
 _PROPAGATION_SHARE = 0.5
+#: What of the rest attention gets, where it is asked for.
+_ATTENTION_SHARE = 0.3
 #: Where refinement begins, if it is asked for: it runs the backbone once more, and looks twice.
 _REFINED_FROM = 0.55
 
@@ -35,7 +39,7 @@ class Removal:
 
     Attributes:
         frames: float32 (T, 3, H, W), the clip without the object.
-        masks: the object's masks over the clip.
+        masks: the object's masks over the clip; with attention, what was inactivated instead (M_iac).
         notes: sentences for the person who started it (what was resized, where the target was lost).
         timings: seconds of each stage.
         refinement: what was found and corrected afterwards; None where that was not asked for.
@@ -59,6 +63,8 @@ def remove_object(
     grow: int = 4,
     feather: int = 3,
     crop: bool = True,
+    attention: AttentionNetwork | None = None,
+    shadows: bool = True,
     detector: ResidueDetector | None = None,
     refine: RefinementSettings | None = None,
     on_step: OnStep = ignore,
@@ -74,6 +80,9 @@ def remove_object(
             frame show several objects: see :func:`ciri.propagation.objects.follow`.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
+        attention: corrects the masks by what other frames show (paper 3.2), as
+            :func:`ciri.inactivation.learned.shipped` gives it; None: they are used as they are.
+        shadows: with attention, the object's shadow is removed too.
         detector: what looks for residue; needed with ``refine``.
         refine: correct the masks where something of the object is left, and paint again (paper 3.3); None: do not.
             Of its settings, ``grow``, ``feather`` and ``crop`` are replaced by those given here.
@@ -97,12 +106,28 @@ def remove_object(
             raise MaskError("Nothing says what to remove: give a mask and a propagator, or a mask for every frame.")
         share = _PROPAGATION_SHARE
         track = propagate(frames, first_mask, propagator, key_frames=key_frames, on_step=part(on_step, 0, share))
-    propagated = time.perf_counter()
+    timings = {"propagation": time.perf_counter() - started}
+    if attention is not None:
+        began, before = time.perf_counter(), share
+        share += (1 - share) * _ATTENTION_SHARE
+        index, example, known = _annotation(frames, first_mask, key_frames if masks is None else (), track.probs)
+        corrected = inactivation_map(
+            frames,
+            example[None],
+            track.probs,
+            attention,
+            first_index=index,
+            known=known,
+            shadow=shadows,
+            on_step=part(on_step, before, share),
+        )
+        track = replace(track, probs=corrected)
+        timings["attention"] = time.perf_counter() - began
+    began = time.perf_counter()
     cleaned = remove(
         frames, track.probs, backbone, grow=grow, feather=feather, crop=crop, on_step=part(on_step, share, 1)
     )
-    finished = time.perf_counter()
-    timings = {"propagation": propagated - started, "inpainting": finished - propagated}
+    timings["inpainting"] = time.perf_counter() - began
     removal = Removal(cleaned, track, list(track.notes), timings)
     if refine is not None:
         settings = replace(refine, grow=grow, feather=feather, crop=crop)
@@ -129,15 +154,7 @@ def _refine(
 
     started = time.perf_counter()
     probs = removal.masks.probs
-    if key_frames and first_mask is not None:
-        annotated, _ = check_masks(first_mask, *frames.shape[2:], what="first mask")
-        fixed = check_key_frames(key_frames, len(annotated), len(frames), repeated=True)
-        index = fixed[0]
-        example = annotated[0]
-    else:
-        # of masks that came from elsewhere, the largest shows most of the target
-        fixed, index = [], int((probs > 0.5).flatten(1).sum(1).argmax())
-        example = probs[index]
+    index, example, fixed = _annotation(frames, first_mask, key_frames, probs)
     result = refine(
         frames,
         example,
@@ -154,6 +171,21 @@ def _refine(
     removal.refinement, removal.frames = result, result.inpainted
     removal.masks = replace(removal.masks, probs=result.masks)
     removal.timings["refinement"] = time.perf_counter() - started
+
+
+def _annotation(
+    frames: Tensor, first_mask: Tensor | None, key_frames: Sequence[int], probs: Tensor
+) -> tuple[int, Tensor, list[int]]:
+    """Return a frame whose mask is known, that mask (1, H, W), and all frames whose masks are."""
+    if key_frames and first_mask is not None:
+        annotated, _ = check_masks(first_mask, *frames.shape[2:], what="first mask")
+        known = check_key_frames(key_frames, len(annotated), len(frames), repeated=True)
+        # several masks of one frame show several objects
+        together = torch.stack([m for m, n in zip(annotated, known, strict=True) if n == known[0]])
+        return known[0], together.amax(0), known
+    # of masks that came from elsewhere, the largest shows most of the target
+    index = int((probs > 0.5).flatten(1).sum(1).argmax())
+    return index, probs[index], []
 
 
 def propagate(

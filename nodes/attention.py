@@ -1,4 +1,4 @@
-"""Where the frames look like the painted object, and how that is joined with the masks (paper 3.2, Eq. 3)."""
+"""Where the frames show the painted object, and how that is joined with the masks (paper 3.2, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ciri.inactivation.clip import complementary_attention
-from ciri.inactivation.features import describe_encoder, learned_beta
+from ciri.inactivation.features import describe_attention, learned_beta
 from ciri.inactivation.fusion import fuse
 from ciri.inpainting.base import Backbone
 
@@ -25,7 +25,7 @@ from ._preview import PREVIEW_FPS, PREVIEW_SIDE, heat_preview, video_preview
 
 
 class ComplementaryAttention(io.ComfyNode):
-    """Compares every frame with the painted object."""
+    """A second opinion on every frame's mask."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -34,8 +34,8 @@ class ComplementaryAttention(io.ComfyNode):
             display_name="Complementary attention",
             category=CATEGORY,
             description=(
-                "A second opinion on where the object is: compares every frame with the painted object, near the "
-                "propagated masks. It does not drift, because it always looks at the painted frame."
+                "A second opinion on where the object is, near the propagated masks: from what other frames show "
+                "behind it, and from the painted frame. It finds parts that were missed, and the object's shadow."
             ),
             inputs=[
                 io.Image.Input("images", tooltip="The clip: all frames as one batch."),
@@ -43,8 +43,8 @@ class ComplementaryAttention(io.ComfyNode):
                 io.Mask.Input("masks", tooltip="The object in every frame, from Propagate mask."),
                 BackboneSocket.Input(
                     "backbone",
-                    tooltip="Whose features are compared: the Backbone node that will fill. One without an encoder "
-                    "(optical flow) is replaced by colours and gradients.",
+                    tooltip="The Backbone node that will fill. For lite and optical flow, a network of this pack looks "
+                    "at what other frames show; a published network compares the features of its own encoder.",
                 ),
                 io.Int.Input(
                     "painted_frame",
@@ -55,16 +55,27 @@ class ComplementaryAttention(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "region",
-                    default=6.25,
+                    default=12.5,
                     min=0.0,
                     max=100.0,
                     step=0.05,
-                    tooltip="How far around the masks to look, in percent of the frame's height.",
+                    tooltip="How far around the masks to look, in percent of the frame's height. Raise it where a part "
+                    "or a shadow further away stays.",
+                ),
+                io.Boolean.Input(
+                    "shadow",
+                    default=True,
+                    optional=True,
+                    label_on="with its shadow",
+                    label_off="the object alone",
+                    tooltip="Find the object's shadow too, so that it is removed along (lite and optical flow).",
                 ),
             ],
             outputs=[
                 io.Mask.Output(
-                    "attention", display_name="attention", tooltip="How much each pixel looks like the object, 0 to 1."
+                    "attention",
+                    display_name="attention",
+                    tooltip="How surely each pixel shows the object or its shadow, 0 to 1.",
                 ),
                 io.String.Output(
                     "report", display_name="report", tooltip="Where attention and masks agree, and where not."
@@ -87,6 +98,7 @@ class ComplementaryAttention(io.ComfyNode):
         backbone: Backbone,
         painted_frame: int,
         region: float,
+        shadow: bool = True,
     ) -> io.NodeOutput:
         frames = to_clip(images)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
@@ -98,6 +110,7 @@ class ComplementaryAttention(io.ComfyNode):
             backbone,
             first_index=index,
             dilation=round(region / 100 * frames.shape[2]),
+            shadow=shadow,
             on_step=progress(),
         )
         shown = heat_preview(frames, attention, predicted)
@@ -134,8 +147,8 @@ class FuseInactivation(io.ComfyNode):
                 BackboneSocket.Input(
                     "backbone",
                     optional=True,
-                    tooltip="A backbone whose weights hold a learned beta brings its own, which then counts instead of "
-                    "the slider.",
+                    tooltip="Where beta was learned in training, with the backbone or with its attention map, that "
+                    "counts instead of the slider.",
                 ),
                 io.Image.Input("images", optional=True, tooltip="The clip, for the preview only."),
             ],
@@ -167,7 +180,7 @@ class FuseInactivation(io.ComfyNode):
         predicted, notes = to_masks(masks, frames, what="mask")
         attended, more = to_masks(attention, frames, what="attention map")
         learned = None if backbone is None else learned_beta(backbone)
-        share, source = (beta, "set by hand") if learned is None else (learned, f"learned by {backbone.name}")
+        share, source = (beta, "set by hand") if learned is None else (learned, "learned in training")
         fused = fuse(predicted, attended, float(share))
         shown = heat_preview(frames, fused, predicted)
         added, taken = (fused > 0.05) & (predicted <= 0.05), (fused <= 0.5) & (predicted > 0.5)
@@ -190,7 +203,7 @@ def _describe(attention: Tensor, predicted: Tensor, backbone: Backbone, notes: l
     count = int(inside.flatten(1).any(1).sum())
     missing = len(predicted) - count
     lines = [
-        f"Compared: {describe_encoder(backbone)}.",
+        f"Compared: {describe_attention(backbone)}.",
         f"Mean attention {share[0]:.2f} inside the masks, {share[1]:.2f} around them; the further apart, the surer.",
         *([f"{missing} frames have an empty mask, so nothing was looked at there."] if missing else []),
         *notes,

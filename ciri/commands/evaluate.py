@@ -36,7 +36,12 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is compared")
-    what.add_argument("--propagators", type=_names, metavar="NAME,...", help="default: all that have their weights")
+    what.add_argument(
+        "--propagators",
+        type=_names,
+        metavar="NAME,...",
+        help="default: all that have their weights; NAME+attention: its masks, corrected by what other frames show",
+    )
     what.add_argument("--backbones", type=_names, metavar="NAME,...", help="default: all that have their weights")
     what.add_argument("--modes", type=_names, default=["auto"], metavar="MODE,...", help="auto, hard, blend, gate")
     what.add_argument(

@@ -43,6 +43,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--no-crop", action="store_true", help="work on whole frames, not on a window that follows the object"
     )
+    parser.add_argument(
+        "--attention",
+        action=argparse.BooleanOptionalAction,
+        help="correct the masks by what other frames show (default: unless --masks gives them)",
+    )
+    parser.add_argument("--keep-shadows", action="store_true", help="leave the object's shadow in the picture")
     _add_refinement(parser)
     shared.add_device(parser)
     parser.set_defaults(run=run)
@@ -73,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from ciri import media
     from ciri.errors import MaskError
+    from ciri.inactivation.learned import shipped
     from ciri.pipeline import remove_object
 
     if args.masks and args.mask:
@@ -101,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
             grow=args.grow,
             feather=args.feather,
             crop=not args.no_crop,
+            attention=shipped() if args.attention or (args.attention is None and not args.masks) else None,
+            shadows=not args.keep_shadows,
             on_step=bar,
             **refinement,
             **options,

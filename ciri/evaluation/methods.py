@@ -23,6 +23,8 @@ from ciri.residue.base import ResidueDetector
 
 #: The source of masks that is no propagator.
 TRUE_MASKS = "true masks"
+#: What a propagator's name ends with where its masks are corrected by complementary attention.
+ATTENDED = "+attention"
 #: The mode that a backbone chooses itself, and the only one that classical backbones have.
 AUTO = "auto"
 #: Where the weights are that come with the pack: KIND_NAME.safetensors.
@@ -34,7 +36,7 @@ class Method:
     """One row of the tables.
 
     Attributes:
-        masks: name of the propagator, or :data:`TRUE_MASKS`.
+        masks: name of the propagator, with :data:`ATTENDED` where its masks are corrected, or :data:`TRUE_MASKS`.
         backbone: its name; NAME@LABEL for a backbone with other weights than its usual ones; of results that were made
             elsewhere, the name they were given.
         mode: how the masks reach the backbone.
@@ -161,7 +163,7 @@ def choose(
 
     Args:
         models: builds them.
-        masks: propagators; None: all that have their weights.
+        masks: propagators, also with :data:`ATTENDED`; None: all that have their weights.
         fillers: backbones; None: all that have their weights.
         modes: in which every backbone is run; those of our own have :data:`AUTO` only.
         true_masks: also inpaint the true masks.
@@ -179,7 +181,7 @@ def choose(
         fillers, left_out = models.available(backbones, "backbone")
         notes += left_out
     for name in masks:
-        models.propagator(name)
+        models.propagator(name.removesuffix(ATTENDED))
     pairs: list[tuple[str, str]] = []
     for name in fillers:
         has_modes = isinstance(models.backbone(name), WindowBackbone)

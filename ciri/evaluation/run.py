@@ -25,9 +25,10 @@ from ciri.errors import CiriError, EvaluationError
 from ciri.evaluation.cases import Case, Material, load
 from ciri.evaluation.features import stored_features
 from ciri.evaluation.machine import stopwatch
-from ciri.evaluation.methods import TRUE_MASKS, Method, Models
+from ciri.evaluation.methods import ATTENDED, TRUE_MASKS, Method, Models
 from ciri.evaluation.scores import Networks, Scores, check_result, score
 from ciri.evaluation.store import key_of, read_json, stamp_of, write_json
+from ciri.inactivation.learned import inactivation_map, shipped
 from ciri.inpainting.remove import remove
 from ciri.media import read_clip, write_clip
 from ciri.metrics.warping import Motion, motion_of
@@ -169,11 +170,15 @@ class CaseRun:
             files = sorted(folder.iterdir()) if folder.is_dir() else []
             return key_of(self.stamp, stamp_of(files), runner.networks.lpips is not None)
         weights = runner.models.stamp("backbone", method.backbone)
-        masks = runner.models.stamp("propagator", method.masks)
         return key_of(
-            *(self.stamp, asdict(method), asdict(runner.settings), weights, masks),
+            *(self.stamp, asdict(method), asdict(runner.settings), weights, self._mask_stamp(method.masks)),
             *(runner.models.stamp("residue", method.refined), runner.networks.lpips is not None),
         )
+
+    def _mask_stamp(self, source: str) -> list[Any]:
+        """What of weight files decides whether old masks still count."""
+        stamp = self.runner.models.stamp("propagator", source.removesuffix(ATTENDED))
+        return [*stamp, *(self.runner.models.stamp("attention", "lite") if source.endswith(ATTENDED) else [])]
 
     def result_folder(self, method: Method) -> Path:
         """Where the frames of a result are."""
@@ -249,15 +254,17 @@ class CaseRun:
                 )
             return self.material.masks, {}, []
         folder = self.mask_folder(source)
-        key = key_of(self.stamp, source, self.runner.models.stamp("propagator", source))
+        key = key_of(self.stamp, source, self._mask_stamp(source))
         stored = {} if self.runner.fresh and source not in self._masks else read_json(folder / "run.json")
         if stored.get("key") != key:
-            stored = {"key": key, **self._propagate(source, folder, on_step)}
+            make = self._attend if source.endswith(ATTENDED) else self._propagate
+            stored = {"key": key, **make(source, folder, on_step)}
             write_json(folder / "run.json", stored)
         if source not in self._masks:
             # as pictures, not as masks: dark grey is a weak probability here, not a label number
             self._masks[source] = read_clip(folder, count=len(self.material.frames)).frames[:, :1]
-        return self._masks[source], {"propagation": stored["timing"]}, stored["notes"]
+        stages = stored["timing"] if source.endswith(ATTENDED) else {"propagation": stored["timing"]}
+        return self._masks[source], stages, stored["notes"]
 
     def mask_folder(self, source: str) -> Path:
         """Where a propagator's masks are."""
@@ -271,3 +278,20 @@ class CaseRun:
             track = propagate(material.frames, painted, propagator, key_frames=[material.first], on_step=on_step)
         write_clip(folder, track.probs)
         return {"timing": taken, "notes": track.notes, "confidence": track.confidence.tolist()}
+
+    def _attend(self, source: str, folder: Path, on_step: OnStep) -> dict[str, Any]:
+        """Correct a propagator's masks by complementary attention, as removal does by default."""
+        material = self.material
+        predicted, timing, notes = self.masks(source.removesuffix(ATTENDED), part(on_step, 0.0, 0.7))
+        painted = material.masks[material.first : material.first + 1]
+        with stopwatch(self.runner.models.device) as taken:
+            fused = inactivation_map(
+                material.frames,
+                painted,
+                predicted,
+                shipped(),
+                first_index=material.first,
+                on_step=part(on_step, 0.7, 1.0),
+            )
+        write_clip(folder, fused)
+        return {"timing": {**timing, "attention": taken}, "notes": notes}

@@ -5,6 +5,7 @@ import torch
 
 from ciri.errors import ClipError, MaskError
 from ciri.frames import grow_mask
+from ciri.inactivation.learned import inactivation_map, shipped
 from ciri.inpainting.base import BackboneFacts
 from ciri.pipeline import given_masks, propagate, remove_object
 from ciri.propagation.base import MaskTrack
@@ -67,6 +68,40 @@ def test_removes_where_the_object_is_and_nowhere_else():
         far = (grow_mask(mask, 5) == 0).expand(1, 3, -1, -1)[0]
         assert torch.equal(removal.frames[t][far], frames[t][far])
     assert set(removal.timings) == {"propagation", "inpainting"} and removal.notes == []
+
+
+@pytest.mark.parametrize("shadows", [True, False])
+def test_attention_corrects_the_masks_between_following_and_filling(shadows):
+    frames, network = clip(), shipped()
+    masks = torch.stack([painted(), torch.roll(painted(), 3, -1)])
+    removal = remove_object(
+        frames,
+        masks,
+        key_frames=[0, 3],
+        propagator=Shifts(),
+        backbone=Paints(),
+        attention=network,
+        shadows=shadows,
+    )
+    predicted = torch.stack([torch.roll(painted(), t, -1) for t in range(COUNT)])[:, None]
+    expected = inactivation_map(
+        frames, masks[:1, None], predicted, network, first_index=0, known=[0, 3], shadow=shadows
+    )
+    assert torch.equal(removal.masks.probs, expected)
+    if not shadows:
+        assert torch.allclose(expected[3], predicted[3], atol=1e-6)  # it was painted
+    assert set(removal.timings) == {"propagation", "attention", "inpainting"}
+    untouched = (grow_mask(expected, 4 + 3 + 2) == 0).expand(-1, 3, -1, -1)
+    assert torch.equal(removal.frames[untouched], frames[untouched])
+
+
+def test_attention_takes_masks_from_elsewhere_too():
+    frames = clip()
+    masks = torch.stack([torch.roll(painted(), t, -1) for t in range(COUNT)])
+    masks[2] = 0
+    removal = remove_object(frames, masks=masks, backbone=Paints(), attention=shipped())
+    assert not removal.masks.probs[2].any() and torch.equal(removal.frames[2], frames[2])
+    assert (removal.masks.probs[0] > 0.5).any()
 
 
 def test_the_input_is_not_changed():

@@ -8,6 +8,7 @@ from ciri.errors import CiriError, MaskError
 from ciri.heat import heat
 from ciri.inactivation.clip import complementary_attention
 from ciri.inactivation.fusion import Fusion
+from ciri.inactivation.learned import shipped
 from ciri.inpainting.base import BackboneFacts
 from tests.nodes.models import Grey
 from tests.nodes.test_behaviour import clip, disc, shown_video
@@ -50,10 +51,13 @@ def test_attention_is_the_library_s_and_is_shown_as_heat(run):
     assert "features of the encoder of pools" in report and "1 frames have an empty mask" in report
 
 
-def test_a_backbone_without_an_encoder_is_named_in_the_report(run):
-    attention, report, _ = attend(run, backbone=Grey()).args
-    assert "colours and gradients, as grey has no encoder" in report
-    assert attention.shape == (4, 40, 64) and 0 <= attention.min() and attention.max() <= 1
+@pytest.mark.parametrize("shadow", [True, False])
+def test_a_backbone_without_an_encoder_gets_the_learned_map(run, shadow):
+    attention, report, _ = attend(run, backbone=Grey(), shadow=shadow).args
+    frames, masks = clip().movedim(-1, 1), disc().repeat(4, 1, 1)[:, None]
+    expected = complementary_attention(frames, disc()[None, None], masks, Grey(), shadow=shadow)
+    assert torch.equal(attention, expected[:, 0])
+    assert "what other frames show" in report
 
 
 def test_a_network_of_a_fixed_size_is_asked_at_that_size(run):
@@ -87,9 +91,11 @@ def test_the_report_of_the_fusion_counts_what_was_added_and_what_was_given_back(
 def test_a_learned_beta_counts_instead_of_the_slider(run):
     masks, attention = torch.ones(2, 8, 8), torch.zeros(2, 8, 8)
     fused, report, _ = run("CIRI_FuseInactivation", masks=masks, attention=attention, beta=0.9, backbone=Learned()).args
-    assert torch.allclose(fused, torch.tensor(0.4)) and "beta 0.40, learned by pools" in report
-    fused, report, _ = run("CIRI_FuseInactivation", masks=masks, attention=attention, beta=0.9, backbone=Grey()).args
+    assert torch.allclose(fused, torch.tensor(0.4)) and "beta 0.40, learned in training" in report
+    fused, report, _ = run("CIRI_FuseInactivation", masks=masks, attention=attention, beta=0.9, backbone=Pools()).args
     assert torch.allclose(fused, torch.tensor(0.9)) and "set by hand" in report
+    report = run("CIRI_FuseInactivation", masks=masks, attention=attention, backbone=Grey()).args[1]
+    assert f"beta {float(shipped().fusion.beta):.2f}, learned in training" in report
 
 
 def test_one_mask_is_held_for_the_clip_and_a_mask_without_batch_works(run):

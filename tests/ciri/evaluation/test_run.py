@@ -10,13 +10,15 @@ import torch
 
 from ciri.checkpoints import write_safetensors
 from ciri.errors import CiriError
-from ciri.evaluation.cases import find_cases
+from ciri.evaluation.cases import find_cases, load
 from ciri.evaluation.degrade import KINDS
 from ciri.evaluation.methods import TRUE_MASKS, Method, Models, choose
 from ciri.evaluation.run import Runner, Settings
 from ciri.evaluation.tolerance import tolerance_curves
+from ciri.inactivation.learned import inactivation_map, shipped
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.lite_network import LiteConfig, LiteNetwork
+from ciri.media import read_clip
 from ciri.propagation.base import MaskTrack
 from ciri.training.backbone import save_network
 from tests.ciri.evaluation.conftest import COUNT
@@ -90,6 +92,22 @@ def test_scores_are_those_of_the_pictures_on_disk(cases, runner):
     assert records[0].scores["J"][1] == pytest.approx(10 / 18) and records[0].notes == ["stood still"]
     assert np.isnan([records[0].scores["J"][t] for t in (0, COUNT - 1)]).all()
     assert records[0].timing.keys() == {"propagation", "inpainting"} and records[0].seconds() >= 0
+
+
+def test_attended_masks_are_the_propagator_s_corrected(cases, runner):
+    attended = Method("still+attention", "grey")
+    records, failures = runner.run(find_cases(cases), [GREY, attended])
+    assert not failures and set(records[1].timing) == {"propagation", "attention", "inpainting"}
+    case = find_cases(cases)[0]
+    material = load(case)
+    folder = runner.out / "masks" / "still" / case.name
+    predicted = read_clip(folder, count=COUNT).frames[:, :1]
+    first = material.masks[material.first : material.first + 1]
+    expected = inactivation_map(material.frames, first, predicted, shipped(), first_index=material.first)
+    written = read_clip(runner.out / "masks" / "still+attention" / case.name, count=COUNT).frames[:, :1]
+    assert (written - expected).abs().max() <= 0.5 / 255 + 1e-6
+    # the propagator was not asked again
+    assert runner.models.still.calls == len(find_cases(cases))
 
 
 def test_an_interrupted_run_goes_on_where_it_was(cases, runner):
