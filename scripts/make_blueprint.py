@@ -3,7 +3,7 @@
     .venv/bin/python -m scripts.make_blueprint
 
 ComfyUI offers what lies in ``subgraphs/`` as blueprints: a node that holds nodes, to be opened and changed at will. The
-page itself joins four nodes of ``workflows/api/one_shot_removal.json``, so the file is what "Publish" would have
+page itself joins six nodes of ``workflows/api/one_shot_ciri.json``, so the file is what "Publish" would have
 written. Needs ComfyUI and Chromium (``./test.sh`` sets both up).
 """
 
@@ -21,17 +21,19 @@ from scripts.comfyui import ROOT, Server
 NAME = "Remove object (CIRI)"
 TARGET = ROOT / "subgraphs" / f"{NAME}.json"
 
-DESCRIPTION = "Follows an object that was painted on one frame, and removes it from the whole clip."
+DESCRIPTION = "Follows an object that was painted on one frame, and removes it from the whole clip, with its shadow."
 
 #: The nodes inside, by their number in the workflow, and where they lie: left, top, width, height.
 INSIDE = {
     "6": (300, 100, 300, 170),
     "9": (300, 340, 300, 110),
     "7": (680, 100, 320, 420),
-    "10": (1080, 100, 320, 420),
+    "15": (1080, 100, 320, 420),
+    "16": (1480, 100, 320, 420),
+    "10": (1880, 100, 320, 420),
 }
 #: Their settings that the node shows, besides those with an input of its own.
-SHOWN = [("10", "grow"), ("10", "feather")]
+SHOWN = [("15", "shadow"), ("10", "grow"), ("10", "feather")]
 #: The outputs in the order people look for them.
 OUTPUTS = ["images", "masks", "report"]
 
@@ -58,7 +60,7 @@ def main() -> None:
 
 def surrounded() -> dict:
     """The workflow, with something connected to every input and output that the joint node is to have."""
-    api = json.loads((ROOT / "workflows" / "api" / "one_shot_removal.json").read_text(encoding="utf-8"))
+    api = json.loads((ROOT / "workflows" / "api" / "one_shot_ciri.json").read_text(encoding="utf-8"))
     kept = {number: api[number] for number in ("1", "2", "5", "11", "14", *INSIDE)}
     further = {"image": "ciri_example_frame0.png", "channel": "alpha"}
     kept["20"] = {"class_type": "LoadImageMask", "inputs": further}
@@ -83,7 +85,7 @@ def tidied(graph: dict) -> dict:
             # the preview that stood outside takes anything, and the link remembers it
             link["type"] = inner["outputs"][link["target_slot"]]["type"]
     inner["inputNode"]["bounding"][:2] = [60, 100]
-    inner["outputNode"]["bounding"][:2] = [1480, 100]
+    inner["outputNode"]["bounding"][:2] = [2280, 100]
     # the same name, the same id: a file made again differs only where it changed
     inner["id"] = node["type"] = _uuid("definition")
     graph["id"], graph["revision"] = _uuid("graph"), 0

@@ -25,6 +25,7 @@ from ciri.evaluation.raster import rasterise
 from ciri.frames import grow_mask
 from ciri.heat import heat
 from ciri.inactivation.clip import complementary_attention
+from ciri.inactivation.features import learned_beta
 from ciri.inactivation.fusion import fuse
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
@@ -64,8 +65,11 @@ def example() -> Example:
 def maps() -> tuple[Tensor, Tensor]:
     """Attention and inactivation maps (T, 1, H, W) of the bundled clip, with the nodes' defaults."""
     clip = example()
-    attention = complementary_attention(clip.frames, clip.painted, clip.masks, backbones.build("flow"))
-    return attention, fuse(clip.masks, attention, 0.6)
+    backbone = backbones.build("flow")
+    attention = complementary_attention(clip.frames, clip.painted, clip.masks, backbone)
+    beta = learned_beta(backbone)
+    assert beta is not None
+    return attention, fuse(clip.masks, attention, beta)
 
 
 def labelled(clip: Tensor, label: str) -> Tensor:

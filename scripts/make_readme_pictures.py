@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ciri.compare import compare, overlay
 from ciri.console import ProgressBar
+from ciri.inactivation.learned import shipped
 from ciri.inpainting import registry as backbones
 from ciri.media import read_clip, read_mask, write_png
 from ciri.pipeline import remove_object
@@ -33,7 +34,12 @@ def main() -> None:
     clip, (mask, _) = read_clip(EXAMPLE), read_mask(EXAMPLE_MASK)
     bar = ProgressBar("removing")
     removal = remove_object(
-        clip.frames, mask, propagator=propagators.build("lite"), backbone=backbones.build("lite"), on_step=bar
+        clip.frames,
+        mask,
+        propagator=propagators.build("lite"),
+        backbone=backbones.build("lite"),
+        attention=shipped(),
+        on_step=bar,
     )
     bar.close()
     IMAGES.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The blueprint out of the node library is the four nodes of the workflow, joined as there."""
+"""The blueprint out of the node library is the six nodes of the workflow, joined as there."""
 
 import json
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.browser
 
 NAME = "Remove object (CIRI)"
 
-#: Puts what the workflow has around the four nodes around the one, and returns what the server would be sent.
+#: Puts what the workflow has around the six nodes around the one, and returns what the server would be sent.
 SURROUND = """async name => {
     const graph = window.app.graph
     const blueprint = graph._nodes.find(node => node.title === name)
@@ -26,8 +26,15 @@ SURROUND = """async name => {
     return (await window.app.graphToPrompt()).output
 }"""
 
+#: Says on the one node that frame 5 was painted, and returns what would be sent then.
+PAINTED_LATER = """async name => {
+    const blueprint = window.app.graph._nodes.find(node => node.title === name)
+    blueprint.widgets.find(widget => widget.name === 'painted_frame').value = 5
+    return (await window.app.graphToPrompt()).output
+}"""
 
-def test_one_node_is_sent_as_the_four_of_the_workflow(server):
+
+def test_one_node_is_sent_as_the_six_of_the_workflow(server):
     pytest.importorskip("playwright")
     if browser.chromium() is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
@@ -39,11 +46,14 @@ def test_one_node_is_sent_as_the_four_of_the_workflow(server):
         page.get_by_text(NAME).first.click()
         page.wait_for_function("name => window.app.graph._nodes.some(node => node.title === name)", arg=NAME)
         prompt = page.evaluate(SURROUND, NAME)
+        later = page.evaluate(PAINTED_LATER, NAME)
         (ROOT / "artefacts").mkdir(exist_ok=True)
         page.screenshot(path=ROOT / "artefacts" / "blueprint.png")
 
-    twin = json.loads((ROOT / "workflows" / "api" / "one_shot_removal.json").read_text())
-    assert described(prompt) == described({number: twin[number] for number in ("6", "7", "9", "10")})
+    twin = json.loads((ROOT / "workflows" / "api" / "one_shot_ciri.json").read_text())
+    assert described(prompt) == described({number: twin[number] for number in ("6", "7", "9", "10", "15", "16")})
+    painted = {n["class_type"]: n["inputs"]["painted_frame"] for n in later.values() if "painted_frame" in n["inputs"]}
+    assert painted == {"CIRI_PropagateMask": 5, "CIRI_ComplementaryAttention": 5}
     (made,) = (node for node in prompt.values() if node["class_type"] == "CreateVideo")
     assert prompt[made["inputs"]["images"][0]]["class_type"] == "CIRI_InactivationInpaint"
 
