@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 SCREENSHOT = ROOT / "artefacts" / "finished.png"
 #: Left, top, right, bottom of the graph in it.
-GRAPH = (80, 138, 1676, 714)
+GRAPH = (80, 138, 1640, 714)
 #: The frame that shows how the object is followed, and how it is gone.
 MOMENT = 24
 

@@ -14,7 +14,7 @@ from scripts.comfyui import PACK_NAME, ROOT
 pytestmark = pytest.mark.browser
 
 ARTEFACTS = ROOT / "artefacts"
-NAME = "one_shot_removal"
+NAME = "one_shot_ciri"
 TWIN = json.loads((ROOT / "workflows" / "api" / f"{NAME}.json").read_text())
 ENDS = ["execution_success", "execution_error", "execution_interrupted"]
 
