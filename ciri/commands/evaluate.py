@@ -40,7 +40,8 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
         "--propagators",
         type=_names,
         metavar="NAME,...",
-        help="default: all that have their weights; NAME+attention: its masks, corrected by what other frames show",
+        help="default: all that have their weights; NAME+attention: its masks, corrected by what other frames show "
+        "(without shadows, which true masks have not)",
     )
     what.add_argument("--backbones", type=_names, metavar="NAME,...", help="default: all that have their weights")
     what.add_argument("--modes", type=_names, default=["auto"], metavar="MODE,...", help="auto, hard, blend, gate")

@@ -280,7 +280,7 @@ class CaseRun:
         return {"timing": taken, "notes": track.notes, "confidence": track.confidence.tolist()}
 
     def _attend(self, source: str, folder: Path, on_step: OnStep) -> dict[str, Any]:
-        """Correct a propagator's masks by complementary attention, as removal does by default."""
+        """Correct a propagator's masks by complementary attention; the truth they are compared with has no shadows."""
         material = self.material
         predicted, timing, notes = self.masks(source.removesuffix(ATTENDED), part(on_step, 0.0, 0.7))
         painted = material.masks[material.first : material.first + 1]
@@ -291,6 +291,7 @@ class CaseRun:
                 predicted,
                 shipped(),
                 first_index=material.first,
+                shadow=False,
                 on_step=part(on_step, 0.7, 1.0),
             )
         write_clip(folder, fused)
