@@ -11,8 +11,9 @@ import torch
 from ciri.errors import TrainingError
 from ciri.inactivation.attention_network import AttentionConfig, AttentionNetwork, load_attention
 from ciri.training import attention as training
-from ciri.training.attention import Bank, Batch, Settings, attention_losses, train_attention, validate
+from ciri.training.attention import Bank, Batch, Settings, attention_losses, train_attention
 from ciri.training.attention_data import Example, fill_folder, load, unpack, worsened
+from ciri.training.attention_report import validate
 from ciri.training.masks import wrong_masks
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
@@ -153,11 +154,11 @@ def test_the_curriculum_goes_from_true_to_predicted_masks(data, samples, tmp_pat
     trainer.network.__class__ = Spy
     bank = Bank(settings(data, tmp_path, samples), held_back=False)
     bank.refresh(3)
-    for progress in (0.0, 1 / 3, 1.0):
+    middle = (training.CURRICULUM.start + training.CURRICULUM.end) / 2 / training.EPOCHS
+    for progress, alpha in ((0.0, 1.0), (middle, 0.5), (1.0, 0.0)):
         batch = bank.draw(2, np.random.default_rng(1))
         predicted, target = batch.evidence.predicted.clone(), batch.target
         trainer.step(batch, 0, progress)
-        alpha = {0.0: 1.0, 1 / 3: 0.5, 1.0: 0.0}[progress]
         assert torch.allclose(shown.pop(), alpha * target + (1 - alpha) * predicted, atol=1e-6)
 
 
