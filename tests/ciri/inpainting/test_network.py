@@ -71,10 +71,11 @@ def test_no_map_changes_nothing_and_a_full_map_leaves_nothing_of_the_frame(netwo
     network.gate_points = points
     features, other = network.encode(frames), network.encode(torch.rand_like(frames))
     none, full = torch.zeros(5, 1, 16, 24), torch.ones(5, 1, 16, 24)
-    assert torch.equal(network.gate(features, none), features["out"])
+    # from an inner point on, the layers run anew on all frames at once, which rounds differently on some processors
+    torch.testing.assert_close(network.gate(features, none), features["out"])
     assert network.gate(features, full).abs().max() == 0
     torch.testing.assert_close(network.gate(features, none, other), features["out"])
-    assert torch.equal(network.gate(features, full, other), other["out"])
+    torch.testing.assert_close(network.gate(features, full, other), other["out"])
 
 
 def test_one_map_for_each_point(network, frames, soft):
