@@ -35,24 +35,8 @@ def add_parser(networks: Any) -> None:
 def _train(args: argparse.Namespace) -> None:
     from ciri.training.attention import Settings, train_attention
 
-    names = (
-        *(
-            "data",
-            "out",
-            "keep",
-            "init",
-            "minutes",
-            "plan_minutes",
-            "steps",
-            "batch",
-            "rate",
-            "scenes",
-            "held",
-            "first",
-        ),
-        *("seed", "workers", "look_every"),
-    )
-    settings = Settings(**{name: getattr(args, name) for name in names})
+    given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
+    settings = Settings(**given)
     with shared.progress("training") as bar:
         weights = train_attention(settings, say=remark, on_step=bar)
     remark(f"{weights}: copy it to weights/ once 'python -m ciri evaluate' says that it is better")
