@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ciri.checkpoints import load_strictly
 from ciri.inactivation.evidence import Evidence
 from ciri.inactivation.fusion import Fusion
+from ciri.inactivation.motion import PLANES
 from ciri.inpainting.lite_network import Block, conv
 from ciri.own_weights import build_from_header, read_own
 
@@ -37,7 +38,7 @@ SUREST = 0.98
 #: Log odds of a shadow where nothing speaks for one.
 NO_SHADOW = -4.0
 #: Planes of the evidence.
-CHANNELS = 3 + 3 + 3 + 4 + 2 + 1 + 1
+CHANNELS = 3 + 3 + 3 + 4 + 2 + 1 + 1 + PLANES
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ class AttentionNetwork(nn.Module):
 
 
 def told(evidence: Evidence) -> Tensor:
-    """The network's input (n, 17, h, w): the frame, how copies differ from it where there are any, and the rest."""
+    """The network's input (n, 21, h, w): the frame, how copies differ from it where there are any, and the rest."""
     e = evidence
     changes = [
         2 * (copy - e.frame) * (trust > 0) for copy, trust in ((e.before, e.cues[:, :1]), (e.after, e.cues[:, 1:2]))
     ]
-    return torch.cat([2 * e.frame - 1, *changes, e.cues, 2 * e.looks - 1, 2 * e.predicted - 1, e.region], 1)
+    rest = [e.cues, 2 * e.looks - 1, 2 * e.predicted - 1, e.region, 2 * e.motion - 1]
+    return torch.cat([2 * e.frame - 1, *changes, *rest], 1)
 
 
 def log_odds(predicted: Tensor) -> Tensor:

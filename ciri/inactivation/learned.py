@@ -18,6 +18,7 @@ from ciri.frames import grow_mask
 from ciri.inactivation.attention_network import MULTIPLE, REACH, AttentionNetwork, load_attention, log_odds
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.inactivation.fusion import fuse
+from ciri.inactivation.motion import Motion
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.segments import segments
 from ciri.progress import OnStep, ignore, part
@@ -164,13 +165,14 @@ def _look(
 ) -> list[_Answer | None]:
     """Ask about some frames of a segment: within reach of the masks, and further where something goes on there."""
     region = neighbourhood(segment.predicted, reach)
+    motion = Motion(segment.frames, segment.predicted, on_step=part(on_step, 0, 0.4))
     for last in (False, True):
-        steps = part(on_step, 0.5 * last, 0.5 + 0.5 * last)
-        witness = Witness(*segment, region, on_step=part(steps, 0, 0.6))
+        steps = part(on_step, 0.4 + 0.3 * last, 0.7 + 0.3 * last)
+        witness = Witness(*segment, region, motion, on_step=part(steps, 0, 0.4))
         answers = []
         for t in asked:
             answers.append(_weighed(network, witness.at(t)))
-            part(steps, 0.6, 1)(len(answers), len(asked))
+            part(steps, 0.4, 1)(len(answers), len(asked))
         further = None if last else _beyond(region, segment.predicted, answers, asked.start, reach)
         if further is None:
             break

@@ -65,7 +65,7 @@ class Settings:
     Attributes:
         data, out: the data folder and the run's folder.
         keep: where the examples are kept; None: in the run's folder.
-        init: exported weights to begin with.
+        init: exported weights to begin with, which have been through the curriculum: it is not begun again.
         minutes, plan_minutes: of this call and of all calls together.
         steps: most steps of all calls together.
         batch: examples per step.
@@ -185,8 +185,9 @@ class Trainer:
         """Do one optimisation step and return what to log."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate * learning_pace(done, progress)
-        evidence = batch.evidence
-        evidence.predicted = CURRICULUM.blend(batch.target, evidence.predicted, progress * EPOCHS)
+        if self.settings.init is None:
+            evidence = batch.evidence
+            evidence.predicted = CURRICULUM.blend(batch.target, evidence.predicted, progress * EPOCHS)
         losses = attention_losses(self.network, batch)
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)

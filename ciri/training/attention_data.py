@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ciri.errors import CiriError
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
+from ciri.inactivation.motion import PLANES, Motion
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
 from ciri.training.data import open_library
@@ -25,7 +26,7 @@ from ciri.training.predictions import PAINTABLE
 from ciri.training.scenes import Scene, SceneMaker
 
 #: Share of the scenes whose masks come from the slower and better propagator.
-BY_LITE = 0.35
+BY_LITE = 0.5
 #: Share of scenes whose predicted masks get made-up errors on top.
 WORSENED = 0.4
 #: Pixels around the masks in which the target is sought, from and to.
@@ -39,7 +40,7 @@ MARGIN = 40
 #: Examples are as large as this at least, or as their frames: training's windows are not larger.
 LEAST = (160, 224)
 #: The fields of Evidence in the order in which they are stored.
-STORED = ("frame", "before", "after", "cues", "looks", "predicted", "region")
+STORED = ("frame", "before", "after", "cues", "looks", "predicted", "region", "motion")
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Example:
     """One frame of a scene, cut around the region.
 
     Attributes:
-        evidence: uint8 (17, h, w), the fields of :class:`Evidence` one after another, in 255ths.
+        evidence: uint8 (21, h, w), the fields of :class:`Evidence` one after another, in 255ths.
         answer: uint8 (2, h, w), the target and its shadow, in 255ths.
     """
 
@@ -56,9 +57,9 @@ class Example:
 
 
 def unpack(evidence: Tensor) -> Evidence:
-    """Stored evidence, uint8 (n, 17, h, w), as float32."""
+    """Stored evidence, uint8 (n, 21, h, w), as float32."""
     values = evidence.float() / 255
-    return Evidence(*values.split([3, 3, 3, 4, 2, 1, 1], 1))
+    return Evidence(*values.split([3, 3, 3, 4, 2, 1, 1, PLANES], 1))
 
 
 class ExampleMaker:
@@ -101,7 +102,8 @@ class ExampleMaker:
         if rng.random() < WORSENED:
             predicted = worsened(predicted, first, rng)
         reach = int(rng.integers(*REACHES))
-        witness = Witness(frames, predicted, painted, frames[first], neighbourhood(predicted, reach))
+        region, motion = neighbourhood(predicted, reach), Motion(frames, predicted)
+        witness = Witness(frames, predicted, painted, frames[first], region, motion)
         return [self._cut(witness, scene, t, rng) for t in self._frames(witness, first, rng)]
 
     def _frames(self, witness: Witness, first: int, rng: Rng) -> list[int]:

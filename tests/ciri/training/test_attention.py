@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ciri.errors import TrainingError
-from ciri.inactivation.attention_network import AttentionConfig, AttentionNetwork, load_attention
+from ciri.inactivation.attention_network import CHANNELS, AttentionConfig, AttentionNetwork, load_attention
 from ciri.training import attention as training
 from ciri.training.attention import Bank, Batch, Settings, attention_losses, train_attention
 from ciri.training.attention_data import Example, fill_folder, load, unpack, worsened
@@ -45,7 +45,7 @@ def settings(data, out, samples, **more):
 def example(predicted, target, shadow, region=None):
     """One example (h, w) of given maps, and grey pictures."""
     h, w = target.shape
-    evidence = np.full((17, h, w), 128, np.uint8)
+    evidence = np.full((CHANNELS, h, w), 128, np.uint8)
     evidence[9:13] = 0
     evidence[15] = predicted * 255
     evidence[16] = 255 if region is None else region * 255
@@ -87,7 +87,7 @@ def test_losses_of_a_network_that_says_nothing_are_those_of_the_prediction():
     torch.manual_seed(0)
     target = torch.zeros(2, 1, 32, 32)
     target[:, :, 8:24, 8:24] = 1
-    values = torch.rand(2, 17, 32, 32)
+    values = torch.rand(2, CHANNELS, 32, 32)
     values[:, 15:16] = 0.8 * target + 0.1
     values[:, 16] = 1
     batch = Batch(unpack(values * 255), target, torch.zeros_like(target))
@@ -160,6 +160,18 @@ def test_the_curriculum_goes_from_true_to_predicted_masks(data, samples, tmp_pat
         predicted, target = batch.evidence.predicted.clone(), batch.target
         trainer.step(batch, 0, progress)
         assert torch.allclose(shown.pop(), alpha * target + (1 - alpha) * predicted, atol=1e-6)
+
+
+def test_weights_that_have_been_through_the_curriculum_are_shown_predictions_at_once(data, samples, tmp_path):
+    first = training.Trainer(settings(data, tmp_path, samples))
+    training.export(first.averaged, tmp_path / "first.safetensors", {})
+    trainer = training.Trainer(settings(data, tmp_path, samples, init=tmp_path / "first.safetensors"))
+    bank = Bank(settings(data, tmp_path, samples), held_back=False)
+    bank.refresh(3)
+    batch = bank.draw(2, np.random.default_rng(1))
+    predicted = batch.evidence.predicted.clone()
+    trainer.step(batch, 0, 0.0)
+    assert torch.equal(batch.evidence.predicted, predicted) and not torch.equal(predicted, batch.target)
 
 
 def test_a_folder_without_data_is_refused(tmp_path):

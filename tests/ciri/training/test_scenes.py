@@ -8,7 +8,7 @@ import pytest
 
 from ciri.training.composites import over
 from ciri.training.data import open_library
-from ciri.training.scenes import SceneMaker, cast_shadow
+from ciri.training.scenes import SceneMaker, cast_shadow, company
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
 pack = importlib.util.module_from_spec(_spec)
@@ -44,6 +44,31 @@ def test_a_shadow_is_the_silhouette_laid_flat_from_its_foot_on(shear, length, to
     # from the foot to where the head falls, and no further
     ends = sorted((40, 40 + towards * length * 20))
     assert abs(rows[0] - ends[0]) <= 2 and abs(rows[-1] - ends[1]) <= 2
+
+
+def test_a_shadow_on_a_wall_is_the_silhouette_beside_itself():
+    alpha = np.zeros((1, 80, 120), np.float32)
+    alpha[0, 20:41, 50:61] = 1
+    dark = cast_shadow(alpha, Chosen([0.5, 0.4, 0.0, 0.5, 0.5, 0.2, 1.0], 1, 0.4))[0]
+    rows, columns = np.nonzero(dark.max(1) > 0.25)[0], np.nonzero(dark.max(0) > 0.25)[0]
+    # half its width to the right, a fifth of its height down
+    assert abs(rows[0] - 24) <= 1 and abs(rows[-1] - 44) <= 1
+    assert abs(columns[0] - 55) <= 1 and abs(columns[-1] - 65) <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_company_stays_beside_the_target_and_has_a_size_like_it(seed):
+    rng = np.random.default_rng(seed)
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    scales = np.linspace(0.5, 1.5, 9)
+    moves = [np.hstack([s * turn, [[40 + 30 * t], [90 - 3 * t]]]) for t, s in enumerate(scales)]
+    other = company((60, 40), moves, (25, 100), rng)
+    for move, beside, scale in zip(moves, other, scales, strict=True):
+        side = scale * np.sqrt(60 * 40)
+        apart = np.linalg.norm(move @ [20, 30, 1] - beside @ [50, 12.5, 1])
+        assert 0.05 * side < apart < 2.5 * side
+        area = abs(np.linalg.det(beside[:, :2])) * 25 * 100
+        assert 0.5**2 - 1e-6 <= area / side**2 <= 1.7**2 + 1e-6
 
 
 def test_no_object_no_shadow():
