@@ -114,6 +114,7 @@ class Batch:
     evidence: Evidence
     target: Tensor
     shadow: Tensor
+    others: Tensor
 
 
 class Bank:
@@ -144,7 +145,7 @@ class Bank:
         for i in np.flatnonzero(rng.random(count) < WITHOUT_COPIES):
             for part in (evidence.before, evidence.after, evidence.cues):
                 part[int(i)] = 0
-        return Batch(evidence, answer[:, :1], answer[:, 1:])
+        return Batch(evidence, *answer.split(1, 1))
 
 
 def cut_window(example: Example, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -205,8 +206,9 @@ def attention_losses(network: AttentionNetwork, batch: Batch) -> dict[str, Tenso
     correction, shadow_odds = network(batch.evidence)
     odds = log_odds(batch.evidence.predicted) + correction
     weight = region * (1 + (MISSED - 1) * target)
-    # the outermost rim of a shadow is a matter of taste
-    clear = region * (1 - target) * ((shadow <= 0.02) | (shadow >= 0.5)).float() * (1 + (SHADOWED - 1) * shadow)
+    # the outermost rim of a shadow is a matter of taste; whose a shadow is that others cast as well cannot be told
+    told = ((shadow <= 0.02) & (batch.others < 0.5)) | (shadow >= 0.5)
+    clear = region * (1 - target) * told.float() * (1 + (SHADOWED - 1) * shadow)
 
     def mean(loss: Tensor, weight: Tensor) -> Tensor:
         return (loss * weight).sum() / weight.sum().clamp(min=1)

@@ -49,7 +49,7 @@ class Example:
 
     Attributes:
         evidence: uint8 (21, h, w), the fields of :class:`Evidence` one after another, in 255ths.
-        answer: uint8 (2, h, w), the target and its shadow, in 255ths.
+        answer: uint8 (3, h, w), the target, its shadow, and the shadows of others, in 255ths.
     """
 
     evidence: np.ndarray
@@ -113,7 +113,7 @@ class ExampleMaker:
     def _cut(self, witness: Witness, scene: Scene, t: int, rng: Rng) -> Example:
         evidence = witness.at(t)
         values = torch.cat([getattr(evidence, name)[0] for name in STORED])
-        answer = np.stack([scene.mask[t].astype(np.float32), scene.shadow[t]])
+        answer = np.stack([scene.mask[t].astype(np.float32), scene.shadow[t], scene.others[t].astype(np.float32)])
         region = evidence.region[0, 0].numpy() > 0
         rows, columns = (_around(np.asarray(region.any(axis)), LEAST[1 - axis]) for axis in (1, 0))
         cut = [(np.asarray(x)[:, rows, columns] * 255).round().astype(np.uint8) for x in (values, answer)]

@@ -38,11 +38,13 @@ class Scene:
         frames: uint8 (T, H, W, 3).
         mask: bool (T, H, W), the target, as far as it is not hidden.
         shadow: float32 (T, H, W) in [0, 1], how clearly its shadow is seen; 0 on the target itself.
+        others: bool (T, H, W), where the shadows of others fall: whose they are can often not be told.
     """
 
     frames: np.ndarray
     mask: np.ndarray
     shadow: np.ndarray
+    others: np.ndarray
 
 
 class SceneMaker(CompositeMaker):
@@ -74,18 +76,20 @@ class SceneMaker(CompositeMaker):
         target = self.lay(images, moves)
         # one light for all: its numbers are drawn anew from the same state for each object
         light = int(rng.integers(2**32)) if rng.random() < SHADOWED else None
+        others = np.zeros(clean.shape[:3], bool)
         behind = int(rng.random() < BEHIND) * (1 + int(rng.random() < SECOND))
         for _ in range(behind):
             other = self._other(images, moves, rng)
             if light is not None:
-                clean = _darkened(clean, cast_shadow(other[..., 3], np.random.default_rng(light)), np.ones(3))
+                dark = _darkened(clean, cast_shadow(other[..., 3], np.random.default_rng(light)), np.ones(3))
+                others |= _change(clean, dark) > SEEN_FROM
+                clean = dark
             clean, _ = over(clean, other)
         lit, shadow = clean, np.zeros(clean.shape[:3], np.float32)
         if light is not None:
             tint = np.array([1.0, rng.uniform(0.9, 1.0), rng.uniform(0.8, 1.0)])
             lit = _darkened(clean, cast_shadow(target[..., 3], np.random.default_rng(light)), tint)
-            change = np.abs(clean.astype(np.int16) - lit).mean(-1)
-            shadow = np.clip((change - SEEN_FROM) / (SEEN_CLEARLY - SEEN_FROM), 0, 1).astype(np.float32)
+            shadow = ((_change(clean, lit) - SEEN_FROM) / (SEEN_CLEARLY - SEEN_FROM)).clip(0, 1).astype(np.float32)
         frames, _ = over(lit, target)
         seen = target[..., 3] > OPAQUE
         if rng.random() < IN_FRONT:
@@ -97,7 +101,7 @@ class SceneMaker(CompositeMaker):
         shadow[seen] = 0
         if rng.random() < COMPRESSED:
             frames = _compressed(frames, int(rng.integers(45, 95)))
-        return Scene(frames, seen, shadow)
+        return Scene(frames, seen, shadow, others)
 
     def _other(self, images: np.ndarray, moves: list[np.ndarray], rng: Rng) -> np.ndarray:
         """Layers of something else that moves, given the target's pictures and path."""
@@ -138,6 +142,11 @@ def _darkened(frames: np.ndarray, shadows: np.ndarray, tint: np.ndarray) -> np.n
     """Frames uint8 (T, H, W, 3) with so much light, float32 (T, H, W) in [0, 1], taken away from each colour."""
     tint = tint.astype(np.float32)
     return np.stack([f * (1 - s[..., None] * tint) for f, s in zip(frames, shadows, strict=True)]).astype(np.uint8)
+
+
+def _change(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean difference over the colours of uint8 (T, H, W, 3), in levels: float (T, H, W)."""
+    return np.stack([np.abs(a.astype(np.int16) - b).mean(-1) for a, b in zip(one, other, strict=True)])
 
 
 def cast_shadow(alpha: np.ndarray, rng: Rng) -> np.ndarray:

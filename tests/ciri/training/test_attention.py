@@ -42,14 +42,15 @@ def settings(data, out, samples, **more):
     return Settings(**{**usual, **dict(log_every=1, window=(48, 64), size=(64, 96), length=6, config=SMALL), **more})
 
 
-def example(predicted, target, shadow, region=None):
+def example(predicted, target, shadow, region=None, others=None):
     """One example (h, w) of given maps, and grey pictures."""
     h, w = target.shape
     evidence = np.full((CHANNELS, h, w), 128, np.uint8)
     evidence[9:13] = 0
     evidence[15] = predicted * 255
     evidence[16] = 255 if region is None else region * 255
-    return Example(evidence, np.stack([target, shadow]).astype(np.uint8) * 255)
+    others = np.zeros_like(target) if others is None else others
+    return Example(evidence, np.stack([target, shadow, others]).astype(np.uint8) * 255)
 
 
 def test_examples_can_be_made_again_and_hold_what_was_seen(data, samples, tmp_path):
@@ -90,7 +91,8 @@ def test_losses_of_a_network_that_says_nothing_are_those_of_the_prediction():
     values = torch.rand(2, CHANNELS, 32, 32)
     values[:, 15:16] = 0.8 * target + 0.1
     values[:, 16] = 1
-    batch = Batch(unpack(values * 255), target, torch.zeros_like(target))
+    nothing = torch.zeros_like(target)
+    batch = Batch(unpack(values * 255), target, nothing, nothing)
     losses = attention_losses(AttentionNetwork(SMALL), batch)
     weight = 1 + 0.5 * target
     entropy = -torch.log(torch.where(target > 0, values[:, 15:16], 1 - values[:, 15:16]))
@@ -99,11 +101,25 @@ def test_losses_of_a_network_that_says_nothing_are_those_of_the_prediction():
     assert torch.allclose(losses["fused"], 0.3 * entropy.mean(), atol=1e-4)
 
 
+def test_shadows_of_others_are_not_asked_for_and_the_targets_own_is():
+    """A network that sees a shadow everywhere is blamed only where there is none of anybody's."""
+    network = AttentionNetwork(SMALL)
+    with torch.no_grad():
+        network.shadow.out.bias[:] = 3.0
+    target, shadow, others = torch.zeros(3, 1, 1, 32, 32)
+    target[..., :4], shadow[..., 4:8], others[..., 6:32] = 1, 1, 1
+    values = torch.ones(1, CHANNELS, 32, 32)
+    losses = attention_losses(network, Batch(unpack(values * 255), target, shadow, others))
+    assert torch.allclose(losses["shadow"], torch.nn.functional.softplus(torch.tensor(-3.0)), atol=1e-3)
+    alone = attention_losses(network, Batch(unpack(values * 255), target, shadow, torch.zeros_like(others)))
+    assert alone["shadow"] > 1 and alone["shadow dice"] > losses["shadow dice"] + 0.1
+
+
 def test_validation_counts_what_changed():
     """A network that moves everything down one step: what was half sure goes, what was quite sure stays."""
     network = AttentionNetwork(SMALL)
     with torch.no_grad():
-        network.out.bias[:4] = -2.0
+        network.target.out.bias[:] = -2.0
     target, predicted = np.zeros((32, 32)), np.zeros((32, 32))
     target[8:24, 8:24] = 1
     predicted[8:24, 8:20] = 1  # a quarter missed

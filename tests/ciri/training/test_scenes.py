@@ -90,12 +90,13 @@ def test_layers_are_blended_by_their_opacity():
 def test_scenes_hold_targets_shadows_and_occluders_and_can_be_made_again(tmp_path):
     library = open_library(pack.write_pack(tmp_path))
     maker = SceneMaker(library, (48, 64), 6)
-    shaded = 0
+    shaded = besides = 0
     for seed in range(12):
         scene = maker.scene(np.random.default_rng(seed))
         again = maker.scene(np.random.default_rng(seed))
-        assert all((getattr(scene, n) == getattr(again, n)).all() for n in ("frames", "mask", "shadow"))
+        assert all((getattr(scene, n) == getattr(again, n)).all() for n in ("frames", "mask", "shadow", "others"))
         assert scene.frames.shape == (6, 48, 64, 3) and scene.mask.any()
         assert not scene.shadow[scene.mask].any() and 0 <= scene.shadow.min() and scene.shadow.max() <= 1
         shaded += bool(scene.shadow.any())
-    assert 2 <= shaded <= 10
+        besides += bool(scene.others.any())
+    assert 2 <= shaded <= 10 and 1 <= besides <= shaded + 3
