@@ -15,7 +15,7 @@ def add_parser(networks: Any) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the data pack, DAVIS, YouTube-VOS or OVIS")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; continued if it is there")
     parser.add_argument("--keep", type=Path, help="folder for the examples, shared by several runs (default: in --out)")
-    parser.add_argument("--init", type=Path, help="exported weights to go on from, past the curriculum")
+    parser.add_argument("--init", type=Path, help="exported weights to begin with")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on later")
     parser.add_argument("--plan-minutes", type=float, help="minutes of all calls together (default: --minutes)")
     parser.add_argument("--steps", type=int, default=6000, help="most steps of all calls together (default 6000)")

@@ -155,14 +155,7 @@ def weight_of(source: Addresses, t: int) -> Tensor:
     return trust_of(source) / (source.frame - t).abs().clamp(min=1)
 
 
-def propagate_pixels(
-    frames: Tensor,
-    inactivation: Tensor,
-    *,
-    passes: int = 2,
-    seen: tuple[Tensor, Tensor] | None = None,
-    on_step: OnStep = ignore,
-) -> Candidates:
+def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, on_step: OnStep = ignore) -> Candidates:
     """Find, for every covered pixel, where the nearest frames before and after show what is behind the target.
 
     Flow near a moving target is partly the target's own. A first, rough round therefore takes the target out; the
@@ -173,7 +166,6 @@ def propagate_pixels(
         inactivation: float32 (T, 1, H, W) in [0, 1]; above :data:`COVERED_ABOVE` a pixel gets candidates, above
             :data:`HIDDEN_ABOVE` it cannot be one, but for a margin that turns out to be free.
         passes: 2 as said above; 1 leaves the rough round out, at about two thirds of the time, and judges no margin.
-        seen: what :func:`ciri.flow.dis.neighbour_flow` says of these frames, if it was asked already.
         on_step: called for every frame of every pass; may raise to stop.
     """
     frames, inactivation = frames.cpu(), inactivation.cpu()
@@ -181,14 +173,10 @@ def propagate_pixels(
     covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
 
     def search(
-        greys: Iterable[np.ndarray] | None, visible: Tensor, table: PixelTable, margin: int, on_step: OnStep
+        greys: Iterable[np.ndarray], visible: Tensor, table: PixelTable, margin: int, on_step: OnStep
     ) -> Candidates:
         """Measure flow on a clip, complete it around the target, and follow it to the sources."""
-        if greys is None and seen is not None:
-            forward, backward = seen[0].clone(), seen[1].clone()
-        else:
-            greys = greys or (grey(frame) for frame in frames)
-            forward, backward = grey_flow(greys, (len(frames), *frames.shape[2:]), on_step=part(on_step, 0.0, 0.6))
+        forward, backward = grey_flow(greys, (len(frames), *frames.shape[2:]), on_step=part(on_step, 0.0, 0.6))
         complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
         after, before = both(
             lambda tick: follow(forward, backward, visible, covered, ahead=True, on_step=tick),
@@ -197,7 +185,7 @@ def propagate_pixels(
         )
         return Candidates(frames, visible, table, covered, before, after, forward, backward)
 
-    greys: Iterable[np.ndarray] | None = None
+    greys: Iterable[np.ndarray] = (grey(frame) for frame in frames)
     margin, table = WIDE_MARGIN, PixelTable(frames, visible)
     if passes > 1:
         # what the rough round found is let go before the next one begins: it is as large

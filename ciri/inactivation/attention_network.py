@@ -1,8 +1,7 @@
 """The network that weighs the evidence: a complementary attention map (paper 3.2), learned instead of compared.
 
-Two small U-Nets over one frame's evidence. One answers with a correction of the predicted mask's log odds, so that
-untrained it says what the propagator said, the other with the log odds of the target's shadow. The two maps together
-are M_attn of Eq. 3.
+A U-Net over one frame's evidence. It answers with a correction of the predicted mask's log odds, so that untrained it
+says what the propagator said, and with the log odds of the target's shadow. The two maps together are M_attn of Eq. 3.
 
 Dimensions: n frames, c channels, h w pixels.
 """
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from ciri.checkpoints import load_strictly
 from ciri.inactivation.evidence import Evidence
 from ciri.inactivation.fusion import Fusion
-from ciri.inactivation.motion import PLANES
 from ciri.inpainting.lite_network import Block, conv
 from ciri.own_weights import build_from_header, read_own
 
@@ -39,7 +37,7 @@ SUREST = 0.98
 #: Log odds of a shadow where nothing speaks for one.
 NO_SHADOW = -4.0
 #: Planes of the evidence.
-CHANNELS = 3 + 3 + 3 + 4 + 2 + 1 + 1 + PLANES
+CHANNELS = 3 + 3 + 3 + 4 + 2 + 1 + 1
 
 
 @dataclass(frozen=True)
@@ -58,41 +56,17 @@ class AttentionConfig:
 
 
 class AttentionNetwork(nn.Module):
-    """A network for the target and one for its shadow: see the module's text.
-
-    They are apart because one for both gives and takes: what made masks better made shadows worse.
+    """See the module's text.
 
     Args:
-        config: sizes of either.
+        config: sizes.
     """
 
     def __init__(self, config: AttentionConfig = AttentionConfig()) -> None:
         super().__init__()
         self.config = config
-        self.fusion = Fusion(0.3)
-        self.target, self.shadow = UNet(config, 0.0), UNet(config, NO_SHADOW)
-
-    def forward(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Return what to add to the log odds of the prediction, and the log odds of shadow, (n, 1, h, w) each.
-
-        Args:
-            evidence: sides multiples of :data:`MULTIPLE`.
-        """
-        x = F.pixel_unshuffle(told(evidence), 2)
-        return self.target(x), self.shadow(x)
-
-
-class UNet(nn.Module):
-    """A U-Net over one frame's evidence, that begins at half the resolution.
-
-    Args:
-        config: sizes.
-        bias: what it answers untrained.
-    """
-
-    def __init__(self, config: AttentionConfig, bias: float) -> None:
-        super().__init__()
         c2, c4, c8, c16 = config.half, config.quarter, config.eighth, config.sixteenth
+        self.fusion = Fusion(0.3)
         self.enter = conv(4 * CHANNELS, c2)
         self.down4, self.down8, self.down16 = conv(c2, c4, 2), conv(c4, c8, 2), conv(c8, c16, 2)
         self.block2, self.block4 = Block(c2), Block(c4)
@@ -100,30 +74,36 @@ class UNet(nn.Module):
         self.deep = nn.Sequential(*(Block(c16, (1, 2, 4)[i % 3]) for i in range(config.deep)))
         self.up8, self.up4, self.up2 = nn.Conv2d(c16, c8, 1), nn.Conv2d(c8, c4, 1), nn.Conv2d(c4, c2, 1)
         self.post8, self.post4, self.post2 = Block(c8), Block(c4), Block(c2)
-        self.out = conv(c2, 4)
+        self.out = conv(c2, 4 * 2)
         nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.out.bias.zero_()  # type: ignore[union-attr]
+            self.out.bias[4:] = NO_SHADOW  # type: ignore[index]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """From (n, 4 * CHANNELS, h/2, w/2), four pixels' planes each, to (n, 1, h, w)."""
-        half = self.block2(self.enter(x))
+    def forward(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Return what to add to the log odds of the prediction, and the log odds of shadow, (n, 1, h, w) each.
+
+        Args:
+            evidence: sides multiples of :data:`MULTIPLE`.
+        """
+        half = self.block2(self.enter(F.pixel_unshuffle(told(evidence), 2)))
         quarter = self.block4(self.down4(F.leaky_relu(half, 0.1)))
         eighth = self.block8(self.down8(F.leaky_relu(quarter, 0.1)))
         deep = self.deep(self.down16(F.leaky_relu(eighth, 0.1)))
         eighth = self.post8(eighth + _double(self.up8(deep)))
         quarter = self.post4(quarter + _double(self.up4(eighth)))
         half = self.post2(half + _double(self.up2(quarter)))
-        return F.pixel_shuffle(self.out(F.leaky_relu(half, 0.1)), 2).float()
+        correction, shadow = F.pixel_shuffle(self.out(F.leaky_relu(half, 0.1)), 2).float().chunk(2, 1)
+        return correction, shadow
 
 
 def told(evidence: Evidence) -> Tensor:
-    """The network's input (n, 21, h, w): the frame, how copies differ from it where there are any, and the rest."""
+    """The network's input (n, 17, h, w): the frame, how copies differ from it where there are any, and the rest."""
     e = evidence
     changes = [
         2 * (copy - e.frame) * (trust > 0) for copy, trust in ((e.before, e.cues[:, :1]), (e.after, e.cues[:, 1:2]))
     ]
-    rest = [e.cues, 2 * e.looks - 1, 2 * e.predicted - 1, e.region, 2 * e.motion - 1]
-    return torch.cat([2 * e.frame - 1, *changes, *rest], 1)
+    return torch.cat([2 * e.frame - 1, *changes, e.cues, 2 * e.looks - 1, 2 * e.predicted - 1, e.region], 1)
 
 
 def log_odds(predicted: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """What can be told about each pixel near a predicted mask: whether it shows the target, or what the target causes.
 
-Witnesses that the propagator did not hear. *Other frames*: what is behind the target can be seen in frames in which
+Two witnesses that the propagator did not hear. *Other frames*: what is behind the target can be seen in frames in which
 it is elsewhere, so a pixel that differs from what they show there belongs to the target, or to its shadow, or to
 something else that moves, or the copy is wrong. *Appearance*: how much a pixel looks like the painted target, and how
-much like what the mask covers in this very frame. *Motion* (:mod:`ciri.inactivation.motion`): whether it moves along
-with the target, and what the masks of other frames say of it. None is right by itself (moving neighbours, parallax,
+much like what the mask covers in this very frame. Neither is right by itself (moving neighbours, parallax,
 look-alikes), which is why a network weighs them (:mod:`ciri.inactivation.attention_network`).
 
 The sources of copies have to be free of the target, which masks that miss some of it would not see to. So nothing is
@@ -24,7 +23,6 @@ from torch import Tensor
 
 from ciri.flow.propagate import Candidates, propagate_pixels
 from ciri.frames import grow_mask
-from ciri.inactivation.motion import Motion
 from ciri.progress import OnStep, ignore
 from ciri.propagation.appearance import AppearanceModel, pixel_features, placement
 
@@ -45,7 +43,6 @@ class Evidence:
         looks: (n, 2, h, w), likeness to the painted target, and to what the mask covers in this frame; 0.5 = undecided.
         predicted: (n, 1, h, w), M_pred.
         region: (n, 1, h, w), 1 where the target, or what it causes, is sought.
-        motion: (n, 4, h, w), see :meth:`ciri.inactivation.motion.Motion.at`.
     """
 
     frame: Tensor
@@ -55,7 +52,6 @@ class Evidence:
     looks: Tensor
     predicted: Tensor
     region: Tensor
-    motion: Tensor
 
     def map(self, change) -> Evidence:  # type: ignore[no-untyped-def]
         """The same with every tensor changed alike."""
@@ -71,7 +67,6 @@ class Witness:
         first_mask: float32 (1, H, W) in [0, 1], the annotation.
         first_frame: float32 (3, H, W) in [0, 1], the frame that was annotated.
         region: float32 (T, 1, H, W), 1 where the target, or what it causes, is sought; see :func:`neighbourhood`.
-        motion: of these frames and predictions.
         on_step: progress callback; may raise to stop.
     """
 
@@ -82,13 +77,11 @@ class Witness:
         first_mask: Tensor,
         first_frame: Tensor,
         region: Tensor,
-        motion: Motion,
         *,
         on_step: OnStep = ignore,
     ) -> None:
-        self.predicted, self.region, self.motion = predicted, region, motion
-        seen = (motion.forward, motion.backward)
-        self.candidates: Candidates = propagate_pixels(frames, region, passes=1, seen=seen, on_step=on_step)
+        self.predicted, self.region = predicted, region
+        self.candidates: Candidates = propagate_pixels(frames, region, passes=1, on_step=on_step)
         self._painted = AppearanceModel(pixel_features(_image(first_frame)), first_mask[0].numpy())
 
     def at(self, t: int) -> Evidence:
@@ -98,9 +91,9 @@ class Witness:
         near = [copy.valid / copy.distance.clamp(min=1) for copy in sides]
         cues = torch.cat([sides[0].trust, sides[1].trust, *near])
         looks = self._looks(frame, predicted, region)
-        motion = self.motion.at(t, self.candidates.forward, self.candidates.backward)
-        evidence = Evidence(frame, sides[0].colours, sides[1].colours, cues, looks, predicted, region, motion)
-        return evidence.map(lambda x: x[None])
+        return Evidence(frame, sides[0].colours, sides[1].colours, cues, looks, predicted, region).map(
+            lambda x: x[None]
+        )
 
     def _looks(self, frame: Tensor, predicted: Tensor, region: Tensor) -> Tensor:
         """float32 (2, h, w) in [0, 1]."""

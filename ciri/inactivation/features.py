@@ -40,7 +40,7 @@ def describe_attention(backbone: Backbone) -> str:
     """Say what this backbone's attention map rests on, in the words of a report."""
     if encoder_of(backbone) is not None:
         return f"features of the encoder of {backbone.name}"
-    return "what other frames show, how things move, and what the painted object looks like, weighed by a network"
+    return "what other frames show, and what the painted object looks like, weighed by a network"
 
 
 def learned_beta(backbone: Backbone) -> float | None:

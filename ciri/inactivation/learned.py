@@ -5,7 +5,7 @@ Dimensions: t frames, h w pixels of the working size, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +18,6 @@ from ciri.frames import grow_mask
 from ciri.inactivation.attention_network import MULTIPLE, REACH, AttentionNetwork, load_attention, log_odds
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.inactivation.fusion import fuse
-from ciri.inactivation.motion import Motion
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.segments import segments
 from ciri.progress import OnStep, ignore, part
@@ -87,8 +86,7 @@ def learned_attention(
     h, w = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
     painted, shown = _resized(first_mask, h, w)[0], _resized(frames[first_index : first_index + 1], h, w)[0]
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
-    # the motion that is seen is kept beside what a search for copies takes
-    for seen, asked in segments(count, longest_segment(MEMORY * 2 // 3, h, w)):
+    for seen, asked in segments(count, longest_segment(MEMORY, h, w)):
         clip = torch.cat([_resized(frame[None], h, w) for frame in frames[seen.start : seen.stop]])
         masks = torch.cat([_resized(mask[None], h, w) for mask in predicted[seen.start : seen.stop]])
         steps = part(on_step, asked.start / count, asked.stop / count)
@@ -166,20 +164,18 @@ def _look(
 ) -> list[_Answer | None]:
     """Ask about some frames of a segment: within reach of the masks, and further where something goes on there."""
     region = neighbourhood(segment.predicted, reach)
-    motion = Motion(segment.frames, segment.predicted, on_step=part(on_step, 0, 0.4))
-
-    def ask(region: Tensor, about: Sequence[int], on_step: OnStep) -> Iterator[tuple[int, _Answer | None]]:
-        witness = Witness(*segment, region, motion, on_step=part(on_step, 0, 0.4))
-        for done, t in enumerate(about, 1):
-            yield t, _weighed(network, witness.at(t))
-            part(on_step, 0.4, 1)(done, len(about))
-
-    answers = dict(ask(region, asked, part(on_step, 0.4, 0.7)))
-    wider = _beyond(region, segment.predicted, list(answers.values()), asked.start, reach)
-    if wider is not None:
-        again = [t for t in asked if not torch.equal(wider[t], region[t])]
-        answers.update(ask(wider, again, part(on_step, 0.7, 1)))
-    return list(answers.values())
+    for last in (False, True):
+        steps = part(on_step, 0.5 * last, 0.5 + 0.5 * last)
+        witness = Witness(*segment, region, on_step=part(steps, 0, 0.6))
+        answers = []
+        for t in asked:
+            answers.append(_weighed(network, witness.at(t)))
+            part(steps, 0.6, 1)(len(answers), len(asked))
+        further = None if last else _beyond(region, segment.predicted, answers, asked.start, reach)
+        if further is None:
+            break
+        region = further
+    return answers
 
 
 @torch.no_grad()

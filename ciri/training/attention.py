@@ -65,7 +65,7 @@ class Settings:
     Attributes:
         data, out: the data folder and the run's folder.
         keep: where the examples are kept; None: in the run's folder.
-        init: exported weights to begin with, which have been through the curriculum: it is not begun again.
+        init: exported weights to begin with.
         minutes, plan_minutes: of this call and of all calls together.
         steps: most steps of all calls together.
         batch: examples per step.
@@ -114,7 +114,6 @@ class Batch:
     evidence: Evidence
     target: Tensor
     shadow: Tensor
-    others: Tensor
 
 
 class Bank:
@@ -145,7 +144,7 @@ class Bank:
         for i in np.flatnonzero(rng.random(count) < WITHOUT_COPIES):
             for part in (evidence.before, evidence.after, evidence.cues):
                 part[int(i)] = 0
-        return Batch(evidence, *answer.split(1, 1))
+        return Batch(evidence, answer[:, :1], answer[:, 1:])
 
 
 def cut_window(example: Example, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -186,9 +185,8 @@ class Trainer:
         """Do one optimisation step and return what to log."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate * learning_pace(done, progress)
-        if self.settings.init is None:
-            evidence = batch.evidence
-            evidence.predicted = CURRICULUM.blend(batch.target, evidence.predicted, progress * EPOCHS)
+        evidence = batch.evidence
+        evidence.predicted = CURRICULUM.blend(batch.target, evidence.predicted, progress * EPOCHS)
         losses = attention_losses(self.network, batch)
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
@@ -206,9 +204,8 @@ def attention_losses(network: AttentionNetwork, batch: Batch) -> dict[str, Tenso
     correction, shadow_odds = network(batch.evidence)
     odds = log_odds(batch.evidence.predicted) + correction
     weight = region * (1 + (MISSED - 1) * target)
-    # the outermost rim of a shadow is a matter of taste; whose a shadow is that others cast as well cannot be told
-    told = ((shadow <= 0.02) & (batch.others < 0.5)) | (shadow >= 0.5)
-    clear = region * (1 - target) * told.float() * (1 + (SHADOWED - 1) * shadow)
+    # the outermost rim of a shadow is a matter of taste
+    clear = region * (1 - target) * ((shadow <= 0.02) | (shadow >= 0.5)).float() * (1 + (SHADOWED - 1) * shadow)
 
     def mean(loss: Tensor, weight: Tensor) -> Tensor:
         return (loss * weight).sum() / weight.sum().clamp(min=1)

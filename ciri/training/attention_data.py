@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ciri.errors import CiriError
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
-from ciri.inactivation.motion import PLANES, Motion
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
 from ciri.training.data import open_library
@@ -26,7 +25,7 @@ from ciri.training.predictions import PAINTABLE
 from ciri.training.scenes import Scene, SceneMaker
 
 #: Share of the scenes whose masks come from the slower and better propagator.
-BY_LITE = 0.5
+BY_LITE = 0.35
 #: Share of scenes whose predicted masks get made-up errors on top.
 WORSENED = 0.4
 #: Pixels around the masks in which the target is sought, from and to.
@@ -40,7 +39,7 @@ MARGIN = 40
 #: Examples are as large as this at least, or as their frames: training's windows are not larger.
 LEAST = (160, 224)
 #: The fields of Evidence in the order in which they are stored.
-STORED = ("frame", "before", "after", "cues", "looks", "predicted", "region", "motion")
+STORED = ("frame", "before", "after", "cues", "looks", "predicted", "region")
 
 
 @dataclass
@@ -48,8 +47,8 @@ class Example:
     """One frame of a scene, cut around the region.
 
     Attributes:
-        evidence: uint8 (21, h, w), the fields of :class:`Evidence` one after another, in 255ths.
-        answer: uint8 (3, h, w), the target, its shadow, and the shadows of others, in 255ths.
+        evidence: uint8 (17, h, w), the fields of :class:`Evidence` one after another, in 255ths.
+        answer: uint8 (2, h, w), the target and its shadow, in 255ths.
     """
 
     evidence: np.ndarray
@@ -57,9 +56,9 @@ class Example:
 
 
 def unpack(evidence: Tensor) -> Evidence:
-    """Stored evidence, uint8 (n, 21, h, w), as float32."""
+    """Stored evidence, uint8 (n, 17, h, w), as float32."""
     values = evidence.float() / 255
-    return Evidence(*values.split([3, 3, 3, 4, 2, 1, 1, PLANES], 1))
+    return Evidence(*values.split([3, 3, 3, 4, 2, 1, 1], 1))
 
 
 class ExampleMaker:
@@ -102,8 +101,7 @@ class ExampleMaker:
         if rng.random() < WORSENED:
             predicted = worsened(predicted, first, rng)
         reach = int(rng.integers(*REACHES))
-        region, motion = neighbourhood(predicted, reach), Motion(frames, predicted)
-        witness = Witness(frames, predicted, painted, frames[first], region, motion)
+        witness = Witness(frames, predicted, painted, frames[first], neighbourhood(predicted, reach))
         return [self._cut(witness, scene, t, rng) for t in self._frames(witness, first, rng)]
 
     def _frames(self, witness: Witness, first: int, rng: Rng) -> list[int]:
@@ -113,7 +111,7 @@ class ExampleMaker:
     def _cut(self, witness: Witness, scene: Scene, t: int, rng: Rng) -> Example:
         evidence = witness.at(t)
         values = torch.cat([getattr(evidence, name)[0] for name in STORED])
-        answer = np.stack([scene.mask[t].astype(np.float32), scene.shadow[t], scene.others[t].astype(np.float32)])
+        answer = np.stack([scene.mask[t].astype(np.float32), scene.shadow[t]])
         region = evidence.region[0, 0].numpy() > 0
         rows, columns = (_around(np.asarray(region.any(axis)), LEAST[1 - axis]) for axis in (1, 0))
         cut = [(np.asarray(x)[:, rows, columns] * 255).round().astype(np.uint8) for x in (values, answer)]

@@ -15,9 +15,6 @@ from torch import Tensor
 from ciri.inactivation.attention_network import AttentionNetwork, log_odds
 from ciri.training.attention_data import Example, unpack
 
-#: Shares are of the target's area, which is taken to be at least so many pixels: next to nothing of one may be seen.
-LEAST_AREA = 200
-
 
 @torch.no_grad()
 def validate(network: AttentionNetwork, examples: list[Example], sheet: Path | None = None) -> dict[str, float]:
@@ -39,8 +36,8 @@ def validate(network: AttentionNetwork, examples: list[Example], sheet: Path | N
         odds = log_odds(evidence.predicted) + correction
         map_ = (odds[0, 0] > 0) & region
         true, shade = (answer[0] > 0.5) & region, (answer[1] > 0.5) & region
-        dark = (shadow_odds[0, 0] > 0) & region & ~map_ & ((answer[2] <= 0.5) | shade)
-        area = max(int(true.sum()), LEAST_AREA)
+        dark = (shadow_odds[0, 0] > 0) & region & ~map_
+        area = max(int(true.sum()), 1)
         row = {
             "predicted IoU": _overlap(told, true),
             "attended IoU": _overlap(map_, true),
@@ -62,7 +59,7 @@ def validate(network: AttentionNetwork, examples: list[Example], sheet: Path | N
                 odds.sigmoid()[0] * region,
                 shadow_odds.sigmoid()[0] * region,
                 answer[:1],
-                answer[1:2],
+                answer[1:],
             ]
             gray = [m.expand(3, -1, -1) for m in maps]
             pictures.append([evidence.frame[0], evidence.before[0], evidence.after[0], *gray])

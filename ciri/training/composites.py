@@ -135,7 +135,7 @@ class CompositeMaker:
         grow = np.exp(smooth_path(rng, self.length, rng.choice([0, 0.1, 0.3])))
         path = np.clip(path, 0, room)
         moves = [
-            similarity_transform((w / 2, h / 2), p + np.array([w / 2, h / 2]), a, g)
+            _similarity((w / 2, h / 2), p + np.array([w / 2, h / 2]), a, g)
             for p, a, g in zip(path, turn, grow, strict=True)
         ]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -154,18 +154,8 @@ class CompositeMaker:
 
     def layers(self, rng: Rng) -> np.ndarray:
         """Return one moving object as it lies over the frames: premultiplied float32 (T, H, W, 4) in [0, 1]."""
-        return self.lay(*self.moving_object(rng))
-
-    def moving_object(self, rng: Rng) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return an object's pictures, premultiplied float32 (n, h, w, 4) in [0, 1], and its path.
-
-        The path is a 2 x 3 matrix per frame, from the object's pixels to the frame's.
-        """
         images, fill = self._object(rng)
-        return images, self._object_path(images.shape[1:3], fill, rng)
-
-    def lay(self, images: np.ndarray, moves: list[np.ndarray]) -> np.ndarray:
-        """Return what :meth:`moving_object` gave as layers: premultiplied float32 (T, H, W, 4) in [0, 1]."""
+        moves = self._object_path(images.shape[1:3], fill, rng)
         h, w = self.size
         result = np.empty((len(moves), h, w, 4), np.float32)
         for t, move in enumerate(moves):
@@ -240,7 +230,7 @@ class CompositeMaker:
         grow = scale * np.exp(smooth_path(rng, self.length, rng.choice([0, 0.1, 0.4])))
         turn = rng.normal(0, 0.12) + smooth_path(rng, self.length, rng.choice([0, 0.1, 0.5]))
         middle = (shape[1] / 2, shape[0] / 2)
-        moves = [similarity_transform(middle, p, a, g) for p, a, g in zip(path, turn, grow, strict=True)]
+        moves = [_similarity(middle, p, a, g) for p, a, g in zip(path, turn, grow, strict=True)]
         return [move @ np.array([[stretch, 0, 0], [0, 1 / stretch, 0], [0, 0, 1]]) for move in moves]
 
 
@@ -281,7 +271,7 @@ def _shrink(images: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
     return np.stack([cv2.resize(image, small, interpolation=how) for image in images])
 
 
-def similarity_transform(source: tuple[float, float], target: np.ndarray, angle: float, scale: float) -> np.ndarray:
+def _similarity(source: tuple[float, float], target: np.ndarray, angle: float, scale: float) -> np.ndarray:
     """The 2 x 3 matrix that turns and scales about ``source`` and carries it to ``target``."""
     c, s = scale * np.cos(angle), scale * np.sin(angle)
     linear = np.array([[c, -s], [s, c]])

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ciri.inactivation.evidence import LEVELS, Witness, colour_share, neighbourhood
-from ciri.inactivation.motion import Motion
 from tests.ciri.inactivation.moving import moving_disc
 
 
@@ -12,7 +11,7 @@ def test_copies_show_the_background_and_come_from_beyond_the_region():
     frames, masks, background = moving_disc()
     half = masks.clone()
     half[3:, :, 40:] = 0  # the lower part of the target is missed from frame 3 on
-    witness = Witness(frames, half, masks[0], frames[0], neighbourhood(half, 14), Motion(frames, half))
+    witness = Witness(frames, half, masks[0], frames[0], neighbourhood(half, 14))
     seen = 0
     for t in range(4, 12):
         evidence = witness.at(t)
@@ -27,7 +26,7 @@ def test_copies_show_the_background_and_come_from_beyond_the_region():
 
 def test_nothing_is_known_beyond_the_region():
     frames, masks, _ = moving_disc()
-    witness = Witness(frames, masks, masks[0], frames[0], neighbourhood(masks, 8), Motion(frames, masks))
+    witness = Witness(frames, masks, masks[0], frames[0], neighbourhood(masks, 8))
     evidence = witness.at(5)
     outside = (evidence.region == 0).expand(-1, 3, -1, -1)
     assert not evidence.before[outside].any() and not evidence.after[outside].any()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ciri.errors import TrainingError
-from ciri.inactivation.attention_network import CHANNELS, AttentionConfig, AttentionNetwork, load_attention
+from ciri.inactivation.attention_network import AttentionConfig, AttentionNetwork, load_attention
 from ciri.training import attention as training
 from ciri.training.attention import Bank, Batch, Settings, attention_losses, train_attention
 from ciri.training.attention_data import Example, fill_folder, load, unpack, worsened
@@ -42,15 +42,14 @@ def settings(data, out, samples, **more):
     return Settings(**{**usual, **dict(log_every=1, window=(48, 64), size=(64, 96), length=6, config=SMALL), **more})
 
 
-def example(predicted, target, shadow, region=None, others=None):
+def example(predicted, target, shadow, region=None):
     """One example (h, w) of given maps, and grey pictures."""
     h, w = target.shape
-    evidence = np.full((CHANNELS, h, w), 128, np.uint8)
+    evidence = np.full((17, h, w), 128, np.uint8)
     evidence[9:13] = 0
     evidence[15] = predicted * 255
     evidence[16] = 255 if region is None else region * 255
-    others = np.zeros_like(target) if others is None else others
-    return Example(evidence, np.stack([target, shadow, others]).astype(np.uint8) * 255)
+    return Example(evidence, np.stack([target, shadow]).astype(np.uint8) * 255)
 
 
 def test_examples_can_be_made_again_and_hold_what_was_seen(data, samples, tmp_path):
@@ -88,11 +87,10 @@ def test_losses_of_a_network_that_says_nothing_are_those_of_the_prediction():
     torch.manual_seed(0)
     target = torch.zeros(2, 1, 32, 32)
     target[:, :, 8:24, 8:24] = 1
-    values = torch.rand(2, CHANNELS, 32, 32)
+    values = torch.rand(2, 17, 32, 32)
     values[:, 15:16] = 0.8 * target + 0.1
     values[:, 16] = 1
-    nothing = torch.zeros_like(target)
-    batch = Batch(unpack(values * 255), target, nothing, nothing)
+    batch = Batch(unpack(values * 255), target, torch.zeros_like(target))
     losses = attention_losses(AttentionNetwork(SMALL), batch)
     weight = 1 + 0.5 * target
     entropy = -torch.log(torch.where(target > 0, values[:, 15:16], 1 - values[:, 15:16]))
@@ -101,25 +99,11 @@ def test_losses_of_a_network_that_says_nothing_are_those_of_the_prediction():
     assert torch.allclose(losses["fused"], 0.3 * entropy.mean(), atol=1e-4)
 
 
-def test_shadows_of_others_are_not_asked_for_and_the_targets_own_is():
-    """A network that sees a shadow everywhere is blamed only where there is none of anybody's."""
-    network = AttentionNetwork(SMALL)
-    with torch.no_grad():
-        network.shadow.out.bias[:] = 3.0
-    target, shadow, others = torch.zeros(3, 1, 1, 32, 32)
-    target[..., :4], shadow[..., 4:8], others[..., 6:32] = 1, 1, 1
-    values = torch.ones(1, CHANNELS, 32, 32)
-    losses = attention_losses(network, Batch(unpack(values * 255), target, shadow, others))
-    assert torch.allclose(losses["shadow"], torch.nn.functional.softplus(torch.tensor(-3.0)), atol=1e-3)
-    alone = attention_losses(network, Batch(unpack(values * 255), target, shadow, torch.zeros_like(others)))
-    assert alone["shadow"] > 1 and alone["shadow dice"] > losses["shadow dice"] + 0.1
-
-
 def test_validation_counts_what_changed():
     """A network that moves everything down one step: what was half sure goes, what was quite sure stays."""
     network = AttentionNetwork(SMALL)
     with torch.no_grad():
-        network.target.out.bias[:] = -2.0
+        network.out.bias[:4] = -2.0
     target, predicted = np.zeros((32, 32)), np.zeros((32, 32))
     target[8:24, 8:24] = 1
     predicted[8:24, 8:20] = 1  # a quarter missed
@@ -176,18 +160,6 @@ def test_the_curriculum_goes_from_true_to_predicted_masks(data, samples, tmp_pat
         predicted, target = batch.evidence.predicted.clone(), batch.target
         trainer.step(batch, 0, progress)
         assert torch.allclose(shown.pop(), alpha * target + (1 - alpha) * predicted, atol=1e-6)
-
-
-def test_weights_that_have_been_through_the_curriculum_are_shown_predictions_at_once(data, samples, tmp_path):
-    first = training.Trainer(settings(data, tmp_path, samples))
-    training.export(first.averaged, tmp_path / "first.safetensors", {})
-    trainer = training.Trainer(settings(data, tmp_path, samples, init=tmp_path / "first.safetensors"))
-    bank = Bank(settings(data, tmp_path, samples), held_back=False)
-    bank.refresh(3)
-    batch = bank.draw(2, np.random.default_rng(1))
-    predicted = batch.evidence.predicted.clone()
-    trainer.step(batch, 0, 0.0)
-    assert torch.equal(batch.evidence.predicted, predicted) and not torch.equal(predicted, batch.target)
 
 
 def test_a_folder_without_data_is_refused(tmp_path):
