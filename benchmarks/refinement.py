@@ -2,7 +2,7 @@
 
     python benchmarks/refinement.py CASES_DIR [--detector oracle | lite | siammask] [--kinds planted,natural,clean]
         [--propagator lite | flow] [--backbone lite | flow] [--detector-weights FILE] [--mode auto | mask]
-        [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
+        [--attention] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
     python benchmarks/refinement.py --made N --pack TRAINING_PACK ...
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...; or N composites made of the held-back part of a training pack, to
@@ -11,8 +11,9 @@ tune thresholds on. Three kinds of masks are refined: "planted", the true ones w
 
 Prints per case, before and after: J&F, PSNR over the true mask's pixels, the recovered share of what the masks missed,
 what they grew over elsewhere (in shares of the target), how many frames were suspicious, changed and refused, and the
-processor time of everything over that of propagation and inpainting alone. The detector "oracle" knows the clean clip:
-it shows what the procedure can do with a perfect one.
+processor time of everything over that of propagation and inpainting alone. With ``--attention`` the masks are corrected
+by what other frames show before they are refined, and "before" is before that. The detector "oracle" knows the clean
+clip: it shows what the procedure can do with a perfect one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from ciri.compare import overlay
 from ciri.frames import grow_mask
+from ciri.inactivation.learned import inactivation_map, shipped
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--detector-weights", type=pathlib.Path)
     parser.add_argument("--kinds", default="planted,natural,clean")
     parser.add_argument("--mode", default="auto", choices=("auto", "mask"))
+    parser.add_argument("--attention", action="store_true", help="correct the masks first")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--frames", type=int, help="use only so many frames")
     parser.add_argument("--only", default="", help="CASE,...")
@@ -227,11 +230,15 @@ def main() -> None:
         for kind, rows in table.items():
             given = pipeline(clip, kind, propagator, backbone, arguments.cache)
             begun = time.process_time()
+            masks, inpainted = given["masks"], given["inpainted"]
+            if arguments.attention:
+                masks = inactivation_map(clip.frames, clip.true[:1], masks, shipped(), shadow=False)
+                inpainted = remove(clip.frames, masks, backbone)
             result = refine(
                 clip.frames,
                 clip.true[0],
-                given["masks"],
-                given["inpainted"],
+                masks,
+                inpainted,
                 backbone=backbone,
                 detector=shared or Oracle(clip),
                 settings=RefinementSettings(mode=arguments.mode, epochs=arguments.epochs),
