@@ -202,7 +202,8 @@ def fit(
         look_every, look: every so many steps, and at the end, ``look(steps done)`` validates, writes samples and
             returns values to log.
         device: where restored tensors go.
-        on_step: progress callback; if it raises, the state is saved first.
+        on_step: progress callback, in shares of the plan (steps, or minutes where these end first); if it raises,
+            the state is saved first.
 
     Raises:
         TrainingError: a loss is not a number. The message names it and the step of the last good checkpoint.
@@ -222,13 +223,16 @@ def fit(
         if run.writes:
             run.save(done, seconds(), parts)
 
+    def progress() -> float:
+        return min(1.0, max(done / steps, seconds() / plan))
+
     def over() -> bool:
         return plan_minutes is not None and seconds() >= plan
 
     out_of_time = over()
     try:
         while done < steps and not out_of_time:
-            losses = step(done, min(1.0, max(done / steps, seconds() / plan)))
+            losses = step(done, progress())
             done += 1
             for name, value in losses.items():
                 pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
@@ -244,7 +248,7 @@ def fit(
                 log(together=True)
                 save()
                 saved = time.monotonic()
-            on_step(done, steps)
+            on_step(round(progress() * steps), steps)
     except TrainingError:
         raise
     except BaseException:

@@ -53,7 +53,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
 
 def test_minutes_end_a_call_and_progress_follows_the_clock(tmp_path):
     _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
-    done = go(steps=10**9, minutes=0.2 / 60)
+    shares = []
+    done = go(steps=10**9, minutes=0.2 / 60, on_step=lambda step, total: shares.append(step / total))
+    assert shares == sorted(shares) and 0.5 < shares[-1] <= 1  # of the plan, which time ends long before the steps
     assert 0 < done < 10**9 and len(seen) == done
     assert seen[-1][1] > 0.5 and all(0 <= p <= 1 for _, p in seen)
 
