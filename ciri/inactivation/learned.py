@@ -29,6 +29,9 @@ SHORT_SIDE = 240
 REGION = 1 / 8
 #: Values below this are none: a network is never quite at 0, and what is not inactivated at all stays untouched.
 FAINT = 0.1
+#: Within so many pixels of the prediction all that is found counts, faint rims too; further off, only what is found with
+#: more certainty than this, rising from there: what is unsure and far is mostly something else that moves beside it.
+NEAR, UNSURE = 2, 0.5
 #: Frames to either side that are asked whether a shadow is there, and the mean of theirs up to which it is not: what
 #: one frame alone shows.
 STEADY, LONE = 4, 0.2
@@ -221,9 +224,28 @@ def _write(result: Attended, t: int, predicted: Tensor, answer: _Answer) -> None
     for whole, values in zip(maps, parts, strict=True):
         whole[:, answer.rows, answer.columns] = values[0]
     correction, shadow, region = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-    target = (log_odds(predicted) + correction).sigmoid() * region
-    for clip, values in ((result.target, target), (result.shadow, shadow)):
-        clip[t] = torch.where(values < FAINT, 0, values)
+    found = (log_odds(predicted) + correction).sigmoid() * region
+    result.target[t] = complemented(predicted, found, max(1, round(NEAR * height / h)))
+    result.shadow[t] = _not_faint(shadow)
+
+
+def complemented(predicted: Tensor, found: Tensor, near: int) -> Tensor:
+    """Return M_attn of one frame (1, H, W): the prediction where something is found, and what is found beside it.
+
+    What the prediction covers is taken back only where next to nothing is found: a part of the target that is left is
+    worse than ground that is filled in vain.
+
+    Args:
+        predicted, found: (1, H, W) in [0, 1].
+        near: pixels around the prediction within which faint values count; further off see :data:`UNSURE`.
+    """
+    beside = grow_mask((predicted > 0.5).float()[None], near)[0] > 0
+    added = torch.where(beside, found, ((found - UNSURE) / (1 - UNSURE)).clamp(min=0))
+    return torch.where(found < FAINT, 0, torch.maximum(predicted, added))
+
+
+def _not_faint(values: Tensor) -> Tensor:
+    return torch.where(values < FAINT, 0, values)
 
 
 def steadied(shadow: Tensor, predicted: Tensor) -> Tensor:
@@ -250,7 +272,7 @@ def steadied(shadow: Tensor, predicted: Tensor) -> Tensor:
         mean /= total
         agreed = ((mean - LONE) / (0.5 - LONE)).clamp(0, 1)
         result[t] = torch.maximum(shadow[t] * (2 * agreed).clamp(max=1), agreed)
-    return torch.where(result < FAINT, 0, result)
+    return _not_faint(result)
 
 
 def _centre(mask: Tensor) -> tuple[float, float] | None:

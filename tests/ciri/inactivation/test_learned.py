@@ -38,6 +38,14 @@ def test_a_part_that_was_missed_is_found_and_what_was_covered_in_vain_is_given_b
     assert before < 0.75 and after > before + 0.12
 
 
+def test_what_is_faint_counts_beside_the_prediction_and_further_off_only_what_is_certain():
+    predicted = torch.zeros(1, 1, 12)
+    predicted[..., :4] = torch.tensor([1.0, 1.0, 0.8, 0.3])
+    found = torch.tensor([0.05, 0.2, 0.9, 0.4, 0.3, 0.3, 0.5, 0.75, 1.0, 0.0, 0.6, 0.1]).view(1, 1, 12)
+    expected = torch.tensor([0.0, 1.0, 0.9, 0.4, 0.3, 0.0, 0.0, 0.5, 1.0, 0.0, 0.2, 0.0]).view(1, 1, 12)
+    assert torch.allclose(learned.complemented(predicted, found, 2), expected)
+
+
 def test_the_shadow_is_found_only_where_there_is_one():
     frames, masks, _ = moving_disc(shadow=0.45)
     with_it = learned_attention(frames, masks[:1], masks, shipped(), dilation=20)
