@@ -29,8 +29,8 @@ SHORT_SIDE = 240
 REGION = 1 / 8
 #: Values below this are none: a network is never quite at 0, and what is not inactivated at all stays untouched.
 FAINT = 0.1
-#: Within so many pixels of the prediction all that is found counts, faint rims too; further off, only what is found with
-#: more certainty than this, rising from there: what is unsure and far is mostly something else that moves beside it.
+#: Within so many pixels of the prediction all that is found counts, faint rims too; further off, only what is more
+#: certain than this, rising from there: what is unsure and far is mostly something else that moves beside it.
 NEAR, UNSURE = 2, 0.5
 #: Frames to either side that are asked whether a shadow is there, and the mean of theirs up to which it is not: what
 #: one frame alone shows.
