@@ -7,7 +7,7 @@ the second. Dimensions: t frames, n fields, c channels, h w pixels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -25,6 +25,9 @@ RELATIVE_TOLERANCE, FIXED_TOLERANCE = 0.05, 0.5
 
 Preset = Literal["fast", "medium"]
 _PRESETS = {"fast": cv2.DISOPTICAL_FLOW_PRESET_FAST, "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
+
+#: Rows and columns of a part of a frame.
+Box = tuple[slice, slice]
 
 
 def neighbour_flow(frames: Tensor, *, preset: Preset = "medium", on_step: OnStep = ignore) -> tuple[Tensor, Tensor]:
@@ -48,24 +51,58 @@ def neighbour_flow(frames: Tensor, *, preset: Preset = "medium", on_step: OnStep
 
 
 def grey_flow(
-    greys: Iterable[np.ndarray], shape: tuple[int, int, int], *, preset: Preset = "medium", on_step: OnStep = ignore
+    greys: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    *,
+    preset: Preset = "medium",
+    closely: Sequence[Box | None] = (),
+    on_step: OnStep = ignore,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`neighbour_flow`, for frames that :func:`grey` made; each is asked for once.
 
     Args:
         greys: the frames.
         shape: (T, H, W) of the clip.
+        closely: for each pair of frames, the part that is measured once more at full resolution, which the presets
+            do not go down to; None or nothing: no part.
         preset, on_step: as there.
     """
     count, h, w = shape
     forward = torch.zeros(max(count - 1, 0), 2, h, w)
     backward = torch.zeros_like(forward)
     engine: Any = cv2.DISOpticalFlow.create(_PRESETS[preset])
+    close = close_engine()
     for t, (current, following) in enumerate(itertools.pairwise(greys)):
-        forward[t] = _to_tensor(engine.calc(current, following, None), h, w)
-        backward[t] = _to_tensor(engine.calc(following, current, None), h, w)
+        there, back = engine.calc(current, following, None), engine.calc(following, current, None)
+        box = closely[t] if closely else None
+        if box is not None:
+            _look_closely(close, current, following, there, box)
+            _look_closely(close, following, current, back, box)
+        forward[t], backward[t] = _to_tensor(there, h, w), _to_tensor(back, h, w)
         on_step(t + 1, count - 1)
     return forward, backward
+
+
+def close_engine() -> Any:
+    """OpenCV's optical flow that goes down to full resolution, at about the cost of "medium"."""
+    engine: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    engine.setFinestScale(0)
+    engine.setPatchStride(4)
+    engine.setGradientDescentIterations(12)
+    return engine
+
+
+def _look_closely(engine: Any, first: np.ndarray, second: np.ndarray, flow: np.ndarray, box: Box) -> None:
+    """Measure a part's flow (H, W, 2) once more, beginning with what is known of it; in place."""
+    start = [side.start for side in box]
+    size = [side.stop - side.start for side in box]
+    # what the part shows is elsewhere by now, where the camera moves fast
+    shift = np.round(np.median(flow[box].reshape(-1, 2), axis=0)[::-1]).astype(int)
+    moved = [min(max(a + d, 0), whole - n) for a, d, whole, n in zip(start, shift, second.shape, size, strict=True)]
+    offset = np.array([moved[1] - start[1], moved[0] - start[0]], np.float32)
+    there = tuple(slice(a, a + n) for a, n in zip(moved, size, strict=True))
+    parts = (np.ascontiguousarray(first[box]), np.ascontiguousarray(second[there]))
+    flow[box] = engine.calc(*parts, np.ascontiguousarray(flow[box] - offset)) + offset
 
 
 def grey(frame: Tensor) -> np.ndarray:

@@ -9,8 +9,8 @@ Dimensions: t frames, n covered pixels of one frame, h w pixels. Positions and f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import cv2
@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.flow.addresses import SMALLEST_SHARE, Addresses, Candidates
+from ciri.flow.agreement import agree
 from ciri.flow.completion import complete_flow, membrane
-from ciri.flow.dis import consistency, grey, grey_flow
+from ciri.flow.dis import SMALLEST_SIDE, Box, Preset, consistency, grey, grey_flow
 from ciri.flow.margin import MarginGauge, outer_rings
 from ciri.flow.sampling import PixelTable, bilinear, interpolate
 from ciri.parallel import both
@@ -34,138 +36,27 @@ HIDDEN_ABOVE = 0.5
 #: How far around the target DIS mixes its motion into the background's, in pixels: in the clip as it is, and
 #: after the target has been taken out.
 WIDE_MARGIN, NARROW_MARGIN = 12, 3
+#: Pixels around the target in which the flow that counts is measured at full resolution.
+SURROUNDINGS = 16
 #: Flows completed at a time; small pictures cost mostly calls, large ones memory.
 BATCH = 8
-#: A bilinear sample counts if at least this share of it is made of visible pixels.
-SMALLEST_SHARE = 0.05
 #: What a step along the flow is taken to miss even where both directions agree, in pixels.
 DRIFT = 0.05
-
-
-@dataclass
-class Addresses:
-    """Where n pixels of one frame come from.
-
-    Attributes:
-        frame: int64 (n,), the source frame; -1 where there is none.
-        position: float32 (n, 2), (x, y) in the source frame.
-        error: float32 (n,), how far the way there may have gone astray, in pixels.
-    """
-
-    frame: Tensor
-    position: Tensor
-    error: Tensor
-
-    @classmethod
-    def nowhere(cls, n: int) -> Addresses:
-        """Addresses of n pixels without a source."""
-        return cls(torch.full((n,), -1), torch.zeros(n, 2), torch.zeros(n))
-
-    @classmethod
-    def own(cls, frame: int, visible: Tensor) -> Addresses:
-        """Addresses of all pixels of a frame: itself where ``visible`` (H, W), else nowhere."""
-        h, w = visible.shape
-        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        where = torch.where(visible, frame, -1).flatten()
-        return cls(where, torch.stack([x, y], -1).reshape(-1, 2).float(), torch.zeros(h * w))
-
-    def put(self, index: Tensor, other: Addresses) -> None:
-        """Overwrite the addresses at ``index``, in place."""
-        self.frame[index], self.position[index], self.error[index] = other.frame, other.position, other.error
-
-
-@dataclass
-class Copied:
-    """Pixels of one frame as another frame shows them, as dense pictures.
-
-    Attributes:
-        colours: float32 (3, H, W); 0 where nothing was found.
-        distance: float32 (1, H, W), in frames; 0 where nothing was found.
-        trust: float32 (1, H, W) in [0, 1]; 0 where nothing was found.
-    """
-
-    colours: Tensor
-    distance: Tensor
-    trust: Tensor
-
-    @property
-    def valid(self) -> Tensor:
-        """bool (1, H, W), where a source was found."""
-        return self.distance > 0
-
-
-@dataclass
-class Candidates:
-    """What a clip knows about its own hidden pixels.
-
-    Held sparsely: memory grows with the number of covered pixels, not with the number of pixels.
-
-    Attributes:
-        frames: float32 (T, 3, H, W), the input, on the CPU.
-        visible: bool (T, H, W), pixels that do not show the target.
-        table: the visible pixels, to be sampled; filling adds synthesised pixels to it.
-        covered: per frame, int64 (n,), flat indices of the pixels that are to be filled.
-        before: per frame, their sources in the past.
-        after: per frame, their sources in the future.
-        forward: float32 (T-1, 2, H, W), completed flow t -> t + 1.
-        backward: float32 (T-1, 2, H, W), completed flow t + 1 -> t.
-    """
-
-    frames: Tensor
-    visible: Tensor
-    table: PixelTable
-    covered: list[Tensor]
-    before: list[Addresses]
-    after: list[Addresses]
-    forward: Tensor
-    backward: Tensor
-
-    def copied(self, t: int, side: str) -> Copied:
-        """Return what the past (``side`` = "before") or the future ("after") shows of frame t's covered pixels."""
-        source = (self.before if side == "before" else self.after)[t]
-        h, w = self.frames.shape[2:]
-        sampled, weight = self.blend(t, [source])
-        found = weight > 0
-        index = self.covered[t][found]
-        colours, distance, trust = torch.zeros(3, h * w), torch.zeros(1, h * w), torch.zeros(1, h * w)
-        colours[:, index] = sampled[found].T
-        distance[0, index] = (source.frame[found] - t).abs().float()
-        trust[0, index] = trust_of(source)[found]
-        return Copied(colours.reshape(3, h, w), distance.reshape(1, h, w), trust.reshape(1, h, w))
-
-    def blend(self, t: int, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
-        """Return colours (n, 3) for frame t's covered pixels, blended from sources, and total weights (n,)."""
-        total = torch.zeros(len(self.covered[t]))
-        colours = torch.zeros(len(total), 3)
-        for source in sources:
-            sampled, share = self.table.sample(source.frame, source.position)
-            weight = weight_of(source, t) * (share > SMALLEST_SHARE)
-            colours += weight[:, None] * sampled
-            total += weight
-        return colours / total.clamp(min=1e-12)[:, None], total
-
-
-def trust_of(source: Addresses) -> Tensor:
-    """Return float32 (n,) in [0, 1]: how likely the address is right, from how far it may have gone astray."""
-    return torch.where(source.frame >= 0, 1 / (1 + source.error.square()), torch.zeros(()))
-
-
-def weight_of(source: Addresses, t: int) -> Tensor:
-    """Return float32 (n,), a source's say in the blend for frame t: by trust, and inversely by distance."""
-    return trust_of(source) / (source.frame - t).abs().clamp(min=1)
 
 
 def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, on_step: OnStep = ignore) -> Candidates:
     """Find, for every covered pixel, where the nearest frames before and after show what is behind the target.
 
     Flow near a moving target is partly the target's own. A first, rough round therefore takes the target out; the
-    flow that counts is measured on the clip without it.
+    flow that counts is measured on the clip without it, at full resolution around what is covered. In the end the two
+    sides are brought into agreement (:mod:`ciri.flow.agreement`).
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
         inactivation: float32 (T, 1, H, W) in [0, 1]; above :data:`COVERED_ABOVE` a pixel gets candidates, above
             :data:`HIDDEN_ABOVE` it cannot be one, but for a margin that turns out to be free.
-        passes: 2 as said above; 1 leaves the rough round out, at about two thirds of the time, and judges no margin.
+        passes: 2 as said above; 1 measures once, at half the resolution, as the target moves, and judges no margin: in
+            half the time.
         on_step: called for every frame of every pass; may raise to stop.
     """
     frames, inactivation = frames.cpu(), inactivation.cpu()
@@ -173,10 +64,18 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
 
     def search(
-        greys: Iterable[np.ndarray], visible: Tensor, table: PixelTable, margin: int, on_step: OnStep
+        greys: Iterable[np.ndarray],
+        visible: Tensor,
+        table: PixelTable,
+        margin: int,
+        closely: Sequence[Box | None],
+        on_step: OnStep,
     ) -> Candidates:
         """Measure flow on a clip, complete it around the target, and follow it to the sources."""
-        forward, backward = grey_flow(greys, (len(frames), *frames.shape[2:]), on_step=part(on_step, 0.0, 0.6))
+        shape = (len(frames), *frames.shape[2:])
+        # beyond what is looked at closely, only the flow's course counts
+        preset: Preset = "fast" if closely else "medium"
+        forward, backward = grey_flow(greys, shape, preset=preset, closely=closely, on_step=part(on_step, 0.0, 0.6))
         complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
         after, before = both(
             lambda tick: follow(forward, backward, visible, covered, ahead=True, on_step=tick),
@@ -186,20 +85,41 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
         return Candidates(frames, visible, table, covered, before, after, forward, backward)
 
     greys: Iterable[np.ndarray] = (grey(frame) for frame in frames)
-    margin, table = WIDE_MARGIN, PixelTable(frames, visible)
+    margin, table, closely = WIDE_MARGIN, PixelTable(frames, visible), list[Box | None]()
     if passes > 1:
         # what the rough round found is let go before the next one begins: it is as large
-        greys, free = _without_target(search(greys, visible, table, margin, part(on_step, 0.0, 0.5)))
-        margin = NARROW_MARGIN
+        greys, free = _without_target(search(greys, visible, table, margin, closely, part(on_step, 0.0, 0.5)))
+        margin, closely = NARROW_MARGIN, _surroundings(inactivation)
         if free:
             visible = torch.stack([v | torch.from_numpy(outer_rings(~v.numpy())) for v in visible])
             table = PixelTable(frames, visible)
-    found = search(greys, visible, table, margin, part(on_step, 1 - 1 / passes, 1.0))
+    searched = 1.0 if passes == 1 else 0.95
+    found = search(greys, visible, table, margin, closely, part(on_step, 1 - 1 / passes, searched))
     for source in (*found.before, *found.after):
         # an address shifted along a seam can end up among hidden pixels
         _, share = table.sample(source.frame, source.position)
         source.frame[share <= SMALLEST_SHARE] = -1
+    if passes > 1:
+        agree(found, on_step=part(on_step, searched, 1.0))
     return found
+
+
+def _surroundings(inactivation: Tensor) -> list[Box | None]:
+    """For each pair of neighbouring frames, the part around what is covered in either; None where nothing is."""
+    covered = (inactivation[:, 0] > COVERED_ABOVE).numpy()
+    result: list[Box | None] = []
+    for first, second in itertools.pairwise(covered):
+        sides = []
+        for axis, whole in enumerate(first.shape):
+            places = np.flatnonzero((first | second).any(1 - axis))
+            if not len(places):
+                break
+            start, stop = places[0] - SURROUNDINGS, places[-1] + 1 + SURROUNDINGS
+            # never narrower than what optical flow can be measured on, unless the picture is
+            lacking = max(SMALLEST_SIDE - (min(stop, whole) - max(start, 0)), 0)
+            sides.append(slice(max(int(start) - lacking, 0), min(int(stop) + lacking, max(whole, SMALLEST_SIDE))))
+        result.append((sides[0], sides[1]) if len(sides) == 2 else None)
+    return result
 
 
 def _without_target(rough: Candidates) -> tuple[list[np.ndarray], bool]:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.flow.propagate import Candidates, propagate_pixels
+from ciri.flow.addresses import Candidates
+from ciri.flow.propagate import propagate_pixels
 from ciri.frames import grow_mask
 from ciri.progress import OnStep, ignore
 from ciri.propagation.appearance import AppearanceModel, pixel_features, placement

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ciri.errors import CiriError
+from ciri.flow.addresses import Addresses, Candidates, weight_of
 from ciri.flow.completion import membrane
-from ciri.flow.propagate import Addresses, Candidates, hand_over, propagate_pixels, weight_of
+from ciri.flow.propagate import hand_over, propagate_pixels
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.seam import correction
 from ciri.inpainting.segments import FEWEST, fill_in_segments
@@ -41,7 +42,8 @@ class FlowBackbone:
     """Copies hidden pixels along completed optical flow, and fills what no frame shows from the texture around it.
 
     Args:
-        passes: 2 measures the flow once more on the clip without the target; 1 is faster and finds a little less.
+        passes: 2 measures the flow once more, on the clip without the target and at full resolution; 1 takes half the
+            time, and copies less exactly.
         memory: bytes that may be used besides the clip and the result. A clip that would need more is worked on in
             segments: what is hidden can then only be found some segments' length away.
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ciri.flow.propagate import Candidates, propagate_pixels
+from ciri.flow.addresses import Candidates
+from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.flow import classical_fill
 from ciri.progress import OnStep, ignore, part
 
