@@ -199,7 +199,8 @@ class WindowBackbone:
         for start in range(0, len(missing), self.network.chunk):
             part = missing[start : start + self.network.chunk]
             gated = self.gated_features(self._to_device(clip.frames[part]), self._to_device(clip.maps[part]))
-            clip.features.update(zip(part, gated, strict=True))
+            # views would keep all of the part in memory for as long as one frame of it is a reference
+            clip.features.update((i, feature.clone()) for i, feature in zip(part, gated, strict=True))
         flows = None
         if self.network.uses_flow and local > 1:
             flows = torch.stack([self._flows(window, clip) for window in group])

@@ -108,12 +108,18 @@ def test_what_is_kept_does_not_grow_with_the_clip(monkeypatch):
     for t in (100, 500):
         frames, masks = clip(t=t)
         backbone, kept = WindowBackbone(Stub()), []
-        original = backbone._predict
-        monkeypatch.setattr(
-            backbone, "_predict", lambda w, c, o=original, k=kept: (o(w, c), k.append(len(c.features)))[0]
-        )
+
+        def note(window, kept_clip, original=backbone._predict, kept=kept):
+            result = original(window, kept_clip)
+            # of a view, the memory behind it counts: a frame must not hold those that were encoded with it
+            storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in kept_clip.features.values()}
+            kept.append((len(kept_clip.features), sum(storage.nbytes() for storage in storages.values())))
+            return result
+
+        monkeypatch.setattr(backbone, "_predict", note)
         backbone.inpaint(frames, masks)
-        most[t] = max(kept)
+        most[t] = max(count for count, _ in kept)
+        assert all(size == count * frames[0].nbytes for count, size in kept)
     assert most[500] <= 1.1 * most[100]
 
 
