@@ -28,8 +28,8 @@ class BackboneFlow(io.ComfyNode):
                     default=2,
                     min=1,
                     max=2,
-                    tooltip="2: the motion is measured once more on the clip without the object, which finds more of "
-                    "what is behind it. 1: about two thirds of the time, for a quick look.",
+                    tooltip="2: the motion is measured once more on the clip without the object, and finely, which "
+                    "finds more of what is behind it. 1: about half of the time, for a quick look.",
                 ),
             ],
             outputs=[

@@ -52,9 +52,8 @@ def test_both_sides_end_where_their_weighted_mean_is(frames, share):
     assert weights[1] / sum(weights) == pytest.approx(share)
     agree(candidates)
     expected = torch.lerp(astray[0], astray[1], share)
-    inside = ((true - true.mean(0)).abs() < torch.tensor([9.0, 7.0])).all(
-        -1
-    )  # at its edge the hole holds the flow back
+    # at its edge the hole holds the flow back
+    inside = ((true - true.mean(0)).abs() < torch.tensor([9.0, 7.0])).all(-1)
     for source in (before, after):
         assert ((source.position - true)[inside].mean(0) - expected).abs().max() < 0.15
     assert (before.position - after.position)[inside].norm(dim=1).mean() < 0.2 * (astray[0] - astray[1]).norm()
