@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import CiriError
-from ciri.flow.addresses import Addresses, Candidates, weight_of
+from ciri.flow.addresses import Addresses, Candidates, trust_of, weight_of
 from ciri.flow.completion import membrane
 from ciri.flow.propagate import hand_over, propagate_pixels
 from ciri.inpainting.base import BackboneFacts
@@ -30,6 +30,9 @@ Submit = Callable[[Callable[[], Tensor]], Future[Tensor]]
 OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])[:, None]
 
 
+#: How firmly a copy that is trusted entirely keeps its colour when seams are joined: they change some 6 pixels of it.
+#: By the square of trust: what is astray has to be fitted to its surroundings. More shows the seams.
+HOLD = 0.03
 #: Known pixels around the covered ones that are worked on with them.
 RIM = 2
 #: What a clip takes besides itself and the result, in bytes for each pixel of each frame (measured).
@@ -177,10 +180,10 @@ class _Canvas:
             sources.append(self._handed_on(t, known, index, nowhere))
         box = _Box.around(index, self.h, self.w)
         frame, hole, missing = self._blend(t, box, sources)
-        mismatch = self._mismatch(t, box.of(frame), box, sources)
+        mismatch, hold = self._mismatch(t, box.of(frame), box, sources), self._hold(t, box, sources)
 
         def join() -> Tensor:
-            box.of(frame).add_(correction(*mismatch, hole))
+            box.of(frame).add_(correction(*mismatch, hole, hold))
             if missing.any():
                 everywhere = torch.zeros(self.h, self.w, dtype=torch.bool)
                 box.of(everywhere).copy_(missing)
@@ -238,6 +241,14 @@ class _Canvas:
             box.of(frame).copy_(membrane(box.of(frame)[None], known, sweeps=3, finest_sweeps=1)[0])
         hole.view(-1)[box.index[found]] = True
         return frame, hole | missing, missing
+
+    def _hold(self, t: int, box: _Box, sources: list[Addresses]) -> Tensor:
+        """Return how firmly the box's pixels keep the colours that were copied, (h, w); 0 where none were."""
+        trust, weight = (torch.stack(x) for x in zip(*((trust_of(s), weight_of(s, t)) for s in sources), strict=True))
+        mean = (trust * weight).sum(0) / weight.sum(0).clamp(min=1e-12)
+        hold = torch.zeros(box.size)
+        hold.view(-1)[box.index] = HOLD * mean.square()
+        return hold
 
     def _mismatch(self, t: int, frame: Tensor, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor]:
         """Return wanted minus present differences to the right (3, h, w-1) and below (3, h-1, w), at the box's seams.

@@ -165,3 +165,20 @@ def test_one_pass_is_enough_for_an_easy_scene_and_other_numbers_are_refused(scen
     assert error[2] <= error[1] < 4 / 255
     with pytest.raises(CiriError, match="1 or 2 passes"):
         FlowBackbone(3)
+
+
+def test_a_faint_cast_beside_the_target_does_not_add_up():
+    # whatever is behind the target was last seen beside it, in a column or two per frame; joined without a seam, twenty
+    # frames' casts of 0.016 would make 0.029
+    generator, masks = torch.Generator().manual_seed(2), torch.zeros(20, 1, 72, 112)
+    coarse = torch.rand(1, 3, 18, 28, generator=generator)
+    clean = torch.nn.functional.interpolate(coarse, size=(72, 112), mode="bicubic")[0].clamp(0, 1) * 0.4 + 0.3
+    frames = clean.repeat(20, 1, 1, 1)
+    for t, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
+        mask[:, 20:52, 16 + 2 * t : 46 + 2 * t] = 1
+        away = torch.from_numpy(cv2.distanceTransform((mask[0] == 0).byte().numpy(), cv2.DIST_L2, 5))
+        frame += 0.02 * (1 - away / 5).clamp(min=0)
+        frame[:, mask[0] > 0] = 0.05
+    filled = FlowBackbone().inpaint(frames, masks)
+    astray = (filled - clean).abs().mean(1, keepdim=True)
+    assert max(float(a[m > 0].mean()) for a, m in zip(astray, masks, strict=True)) < 0.023

@@ -52,3 +52,16 @@ def test_no_scrap_of_something_else_is_put_into_an_even_ground():
     missing[64:112, 24:136] = True
     first_guess = torch.where(missing, torch.tensor([0.9, 0.75, 0.6])[:, None, None], picture)
     assert (synthesise(first_guess, missing) - picture).abs()[:, missing].amax() < 0.2
+
+
+def test_matches_of_other_shades_leave_no_edges():
+    # a slope has every shade once: each match is too dark or too bright by a little, and they meet in steps
+    generator = torch.Generator().manual_seed(6)
+    slope = torch.linspace(0.1, 0.9, 160).expand(3, 120, 160)
+    picture = slope + 0.01 * torch.randn(3, 120, 160, generator=generator)
+    missing = torch.zeros(120, 160, dtype=torch.bool)
+    missing[30:90, 40:120] = True
+    filled = synthesise(torch.where(missing, slope, picture), missing)
+    smooth = torch.nn.functional.avg_pool2d(filled, (9, 1), stride=1)  # edges last from row to row, noise does not
+    steepest = smooth.diff(dim=2)[:, 30:82, 40:120].abs().amax()
+    assert steepest < 0.035
