@@ -146,7 +146,7 @@ def backbone_lite() -> Tensor:
         "the hole": holes(),
         "copied along the flow": clip.removed,
         "chosen and corrected": filled,
-        "what was corrected": heat(clip.frames, 4 * (filled - clip.removed).abs().mean(1, keepdim=True)),
+        "what was corrected, x 16": heat(clip.frames, 16 * (filled - clip.removed).abs().mean(1, keepdim=True)),
     }
     return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
 
