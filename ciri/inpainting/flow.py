@@ -180,7 +180,8 @@ class _Canvas:
             sources.append(self._handed_on(t, known, index, nowhere))
         box = _Box.around(index, self.h, self.w)
         frame, hole, missing = self._blend(t, box, sources)
-        mismatch, hold = self._mismatch(t, box.of(frame), box, sources), self._hold(t, box, sources)
+        mismatch = self._mismatch(t, box.of(frame), box, sources)
+        hold = self._hold(t, box, sources)
 
         def join() -> Tensor:
             box.of(frame).add_(correction(*mismatch, hole, hold))
@@ -244,7 +245,8 @@ class _Canvas:
 
     def _hold(self, t: int, box: _Box, sources: list[Addresses]) -> Tensor:
         """Return how firmly the box's pixels keep the colours that were copied, (h, w); 0 where none were."""
-        trust, weight = (torch.stack(x) for x in zip(*((trust_of(s), weight_of(s, t)) for s in sources), strict=True))
+        trust = torch.stack([trust_of(source) for source in sources])
+        weight = torch.stack([weight_of(source, t) for source in sources])
         mean = (trust * weight).sum(0) / weight.sum(0).clamp(min=1e-12)
         hold = torch.zeros(box.size)
         hold.view(-1)[box.index] = HOLD * mean.square()

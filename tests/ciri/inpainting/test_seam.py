@@ -57,7 +57,7 @@ def test_a_constant_offset_disappears():
 
 
 def test_held_colours_are_changed_near_their_seam_alone():
-    # a step of 0.1 between the halves of a hole: free, each half takes half of it; held, e' = -hold e beside the seam
+    # a step of 0.1 between the halves of a hole: free, each half takes half of it; held, e'' = hold e beside the seam
     hole = torch.zeros(40, 80, dtype=torch.bool)
     hole[1:39, 1:79] = True
     across = torch.zeros(1, 40, 79)
