@@ -241,6 +241,7 @@ def main() -> None:
                 inpainted,
                 backbone=backbone,
                 detector=shared or Oracle(clip),
+                propagator=propagator,
                 settings=RefinementSettings(mode=arguments.mode, epochs=arguments.epochs),
             )
             rows.append(measure(clip, given, result, time.process_time() - begun))

@@ -74,7 +74,8 @@ def remove_object(
     Args:
         frames: floating (T, 3 | 4, H, W) in [0, 1].
         first_mask: (H, W), (K, H, W) or (K, 1, H, W) in [0, 1]: the object on the annotated frames.
-        propagator: follows the object through the clip; not needed with ``masks``.
+        propagator: follows the object through the clip. With ``masks`` it is not needed; refinement uses it to bridge
+            frames in which they drop out.
         backbone: fills what the masks cover.
         key_frames: the frame number of each annotated mask; negative ones count from the end. Several masks for one
             frame show several objects: see :func:`ciri.propagation.objects.follow`.

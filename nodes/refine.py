@@ -52,8 +52,9 @@ class RefinePropagator(io.ComfyNode):
             display_name="Refine propagator",
             category=CATEGORY,
             description=(
-                "Looks for what is left of the object, corrects the masks of those frames, and fills them again. A "
-                "frame is changed only if less is left afterwards; the given models stay as they are."
+                "Looks for what is left of the object, and for masks that drop out for some frames; corrects them, and "
+                "fills again. A frame is changed only where the finished picture speaks for it; the given models stay "
+                "as they are."
             ),
             is_output_node=True,
             inputs=[
@@ -66,8 +67,9 @@ class RefinePropagator(io.ComfyNode):
                 PropagatorSocket.Input(
                     "propagator",
                     optional=True,
-                    tooltip="What followed the object. Needed where its weights are to be tuned (modes weights and "
-                    "paper); masks of any other origin are refined without it.",
+                    tooltip="What followed the object, or any Propagator for masks of another origin: where masks drop "
+                    "out for some frames, it carries those of the frames around there. The modes weights and paper "
+                    "tune it.",
                 ),
                 io.Combo.Input(
                     "mode",

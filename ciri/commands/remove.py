@@ -63,8 +63,8 @@ def _add_refinement(parser: argparse.ArgumentParser) -> None:
         const="auto",
         choices=MODES,
         metavar="MODE",
-        help=f"look for what is left, correct the masks there and paint again: {', '.join(MODES)} (default off; "
-        "--refine alone means auto)",
+        help=f"look for what is left and for masks that drop out, correct them and paint again: {', '.join(MODES)} "
+        "(default off; --refine alone means auto)",
     )
     group.add_argument("--detector", default="lite", metavar="NAME", help=f"what looks: {known} (default lite)")
     group.add_argument("--detector-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
@@ -99,8 +99,9 @@ def run(args: argparse.Namespace) -> None:
         options = {"masks": masks}
     else:
         annotated, key_frames, notes = shared.read_annotations(args)
-        propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
-        options = {"first_mask": annotated, "key_frames": key_frames, "propagator": propagator}
+        options = {"first_mask": annotated, "key_frames": key_frames}
+    if args.refine or not args.masks:
+        options["propagator"] = shared.built(propagators, args.propagator, args.propagator_weights, device)
     with shared.progress("removing") as bar:
         removal = remove_object(
             clip.frames,

@@ -54,6 +54,11 @@ class Method:
         return self.backbone if self.mode == AUTO else f"{self.backbone} ({self.mode})"
 
     @property
+    def carrier(self) -> str:
+        """The propagator that refinement may ask: the masks' own; for true masks the usual one."""
+        return propagators.DEFAULT if self.masks == TRUE_MASKS else self.masks.removesuffix(ATTENDED)
+
+    @property
     def network(self) -> str:
         """The backbone without the label of its weights."""
         return self.backbone.partition("@")[0]

@@ -235,6 +235,7 @@ class CaseRun:
                 result,
                 backbone=models.backbone(method.backbone, method.mode),
                 detector=models.detector(method.refined),
+                propagator=models.propagator(method.carrier),
                 settings=RefinementSettings(grow=settings.grow, feather=settings.feather),
                 first_index=known,
             )

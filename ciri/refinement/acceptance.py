@@ -29,10 +29,10 @@ FALLS_TO, FALLS_BY = 0.5, 0.007
 TOLERATED = 0.003
 
 
-def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float) -> str:
-    """Say what is wrong with a new mask (1, H, W); empty if nothing is."""
+def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float, *, emptied: bool = False) -> str:
+    """Say what is wrong with a new mask (1, H, W); empty if nothing is. ``emptied``: the old one may be empty."""
     hard, before = new > 0.5, old > 0.5
-    if not before.any() or not hard.any():
+    if not hard.any() or not (before.any() or emptied):
         return "the mask is empty"
     if int(hard.sum()) > most_area:
         return "the mask would grow too far"
@@ -41,7 +41,7 @@ def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float) -> str:
         return "the mask would lose what it surely covers"
     added = (hard & ~before)[0].numpy()
     near = touching(added, before[0].numpy(), CONNECTED_WITHIN * np.sqrt(box.width * box.height))
-    if (added & ~near).any():
+    if before.any() and (added & ~near).any():
         return "the mask would take in something that is not connected with it"
     return ""
 

@@ -5,6 +5,7 @@ Dimensions: T frames, n of them, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from ciri.refinement import acceptance
 from ciri.refinement.clock import Clock
 from ciri.refinement.product import shown_under
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import Watch, updated
+from ciri.refinement.watch import SUSPICIOUS_PAIR, Watch, updated
 from ciri.residue.detect import Residue
 
 
@@ -48,6 +49,9 @@ class Judge:
         settings: seams.
         clock: ends the work.
         known: the residue of the painted frames, where it was looked for already.
+        vouched: frames whose new mask the masks of their neighbours speak for; there the detector, which sees little of
+            what is thin, may only object: if it calls the new picture suspicious.
+        share: of its box that the target fills.
     """
 
     def __init__(
@@ -58,9 +62,12 @@ class Judge:
         settings: RefinementSettings,
         clock: Clock,
         known: dict[int, tuple[Tensor, Tensor]],
+        vouched: Collection[int] = (),
+        share: float = 1.0,
     ) -> None:
         self.watch, self.before, self.pictures, self.known = watch, before, pictures, known
         self.settings, self.clock = settings, clock
+        self.vouched, self.share = set(vouched), share
         given, painted = pictures.inpainted, pictures.painted
         self.touched = [
             t for t, box in enumerate(watch.boxes) if box is not None and not torch.equal(painted[t], given[t])
@@ -113,7 +120,9 @@ class Judge:
     def _masks_that_hold(self, refined: Tensor, most: dict[int, float], reasons: dict[int, str]) -> Tensor:
         masks = self.pictures.masks.clone()
         for t in [t for t, reason in reasons.items() if not reason]:
-            reasons[t] = acceptance.mask_fault(refined[t], masks[t], self.watch.box(t), most[t])
+            reasons[t] = acceptance.mask_fault(
+                refined[t], masks[t], self.watch.box(t), most[t], emptied=t in self.vouched
+            )
             if t not in self.touched:
                 reasons[t] = "painting over it changed nothing"
             if not reasons[t]:
@@ -123,7 +132,7 @@ class Judge:
     def _parts_that_help(self, masks: Tensor, new: Tensor, seen: Residue, reasons: dict[int, str]) -> Residue:
         """Take back every added part that was painted over in vain, in the masks and the pictures, in place."""
         trimmed = []
-        for t in [t for t, reason in reasons.items() if not reason]:
+        for t in [t for t, reason in reasons.items() if not reason and t not in self.vouched]:
             old = self.pictures.masks[t]
             kept = acceptance.useful_growth(masks[t], old, self.before.maps[t], seen.maps[t], self.watch.threshold)
             if not ((kept > 0.5) & (old <= 0.5)).any():
@@ -141,26 +150,21 @@ class Judge:
         """The frames whose new picture is taken."""
         threshold = self.watch.threshold
         tolerated = acceptance.TOLERATED * (1 - threshold)
-        keep = [
-            t
-            for t in self.touched
-            if t not in changed and float(seen.scores[t]) <= float(self.before.scores[t]) + tolerated
-        ]
-        falling = [
-            t
-            for t in changed
-            if acceptance.falls_enough(float(self.before.scores[t]), float(seen.scores[t]), threshold)
-        ]
+        was, now = self.before.scores.tolist(), seen.scores.tolist()
+        keep = [t for t in self.touched if t not in changed and now[t] <= was[t] + tolerated]
+        quiet = SUSPICIOUS_PAIR * (1 - threshold) * self.share
+        vouched = [t for t in changed if t in self.vouched and now[t] <= max(was[t] + tolerated, quiet)]
+        tried = [t for t in changed if t not in self.vouched]
+        falling = [t for t in tried if acceptance.falls_enough(was[t], now[t], threshold)]
         if falling:
             rows = [self.touched.index(t) for t in falling]
-            was, now = (self.watch.judge(x, falling) for x in (self.pictures.inpainted[falling], new[rows]))
+            old, left = (self.watch.judge(x, falling).tolist() for x in (self.pictures.inpainted[falling], new[rows]))
             falling = [
-                t
-                for t, old, score in zip(falling, was.tolist(), now.tolist(), strict=True)
-                if acceptance.falls_enough(old, score, threshold)
+                t for t, a, b in zip(falling, old, left, strict=True) if acceptance.falls_enough(a, b, threshold)
             ]
+        taken = falling + vouched
         for t in changed:
-            if t not in falling:
+            if t not in taken:
                 reasons[t] = "the residue did not fall enough in the finished picture"
         # without a mask that changed there is nothing that a neighbour's picture could follow from
-        return sorted(keep + falling) if falling else []
+        return sorted(keep + taken) if taken else []

@@ -23,6 +23,7 @@ from ciri.refinement import growth
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.company import Company
 from ciri.refinement.decoder_inputs import Annotated, refinable
+from ciri.refinement.dropouts import mend
 from ciri.refinement.inputs import check, outside_inference
 from ciri.refinement.judging import Judge, Pictures
 from ciri.refinement.looks import Looks
@@ -133,6 +134,7 @@ class _Job:
         self.fixed = {first_index}
         self.most: dict[int, float] = {}
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
+        self.bridged: dict[int, Tensor] = {}
         self.tuned: Propagator | None = None
         self.clock = Clock(settings.time_budget)
         self.report = RefinementReport()
@@ -179,6 +181,11 @@ class _Job:
         """Grow, paint, descend, judge."""
         share = share_of_box(self.first_mask)
         found = [t for t in suspects(before, watch.threshold, share) if t not in self.fixed]
+        with self.clock.stage("masks"):
+            progress = self.clock.watched(part(on_step, 0.15, 0.3))
+            self.bridged, notes = mend(self.frames, self.masks, found, self.fixed, self.propagator, progress)
+        self.report.notes += notes
+        found = sorted({*found, *self.bridged})
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
@@ -189,14 +196,14 @@ class _Job:
             self._describe(before, before, self.masks, reasons)
             return self._unchanged("Something is left, but no mask could be corrected.", before)
         with self.clock.stage("inpainting"):
-            progress = self.clock.watched(part(on_step, 0.15, 0.7))
+            progress = self.clock.watched(part(on_step, 0.3, 0.7))
             painted = repaint(self.frames, grown, self.inpainted, changed, self.backbone, self.settings, progress)
         with self.clock.stage("descent"):
             quiet = before.maps <= watch.threshold
             refined = self._descend(watch, painted, grown, changed, quiet, part(on_step, 0.7, 0.85))
         pictures = Pictures(self.frames, self.masks, self.inpainted, grown, painted)
         with self.clock.stage("judging"):
-            judge = Judge(watch, before, pictures, self.settings, self.clock, self.known)
+            judge = Judge(watch, before, pictures, self.settings, self.clock, self.known, self.bridged, share)
             masks, inpainted, after = judge.decide(refined, self.most, reasons, part(on_step, 0.85, 1))
         return self._result(before, after, masks, inpainted, reasons)
 
@@ -213,6 +220,10 @@ class _Job:
                 self.clock.check()
                 box = watch.box(t)
                 area = int((self.masks[t] > 0.5).sum())
+                if t in self.bridged:
+                    # bounded by what the masks around it cover
+                    grown[t], self.most[t] = self.bridged[t], float("inf")
+                    continue
                 if min(box.width, box.height) < LEAST_TARGET or area == 0:
                     reasons[t] = "the mask is empty" if area == 0 else "the target is too small to be judged"
                     continue

@@ -8,19 +8,7 @@ from ciri.evaluation.cases import find_cases
 from ciri.evaluation.methods import Method, Models, choose
 from ciri.evaluation.run import Runner, Settings
 from ciri.media import write_clip
-from ciri.propagation.base import MaskTrack
-from tests.ciri.refinement.scenes import Knows, Oracle, Scene
-
-
-class Misses:
-    name = "misses"
-
-    def __init__(self, scene):
-        self.masks = scene.cut()
-
-    def propagate(self, frames, key_masks, key_frames, *, on_step=None):
-        on_step(1, 1)
-        return MaskTrack(self.masks.clone(), torch.ones(len(frames)))
+from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene
 
 
 class FakeModels(Models):
@@ -29,7 +17,7 @@ class FakeModels(Models):
         self.scene = scene
 
     def propagator(self, name):
-        return Misses(self.scene)
+        return Answers(self.scene.cut(), "misses")
 
     def backbone(self, name, mode="auto"):
         return Knows(self.scene)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from ciri.frames import grow_mask
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.remove import remove
+from ciri.progress import ignore
+from ciri.propagation.base import MaskTrack
 from ciri.residue.crops import crop, search_window
 
 COUNT, HEIGHT, WIDTH = 6, 64, 96
@@ -67,6 +69,27 @@ class Knows:
         return torch.where(inactivation > 0, clean.expand_as(frames), frames)
 
 
+def numbers(frames):
+    """Which frames of their scene these are."""
+    return [round(float(frame[0, 0, 0].detach()) * 16) for frame in frames]
+
+
+class Answers:
+    """A propagator that answers with given masks of the whole clip, and keeps the frames and keys it was asked for."""
+
+    def __init__(self, masks, name="answers"):
+        self.masks, self.name, self.asked = masks, name, []
+
+    def propagate(self, frames, key_masks, key_frames, *, on_step=ignore):
+        at = numbers(frames)
+        self.asked.append((at, [at[t] for t in key_frames]))
+        on_step(1, 1)
+        return MaskTrack(self.masks[at].clone(), torch.ones(len(at)))
+
+    def parameters_to_refine(self):
+        return []
+
+
 class Oracle:
     """Says how much of the target is left, from the clean clip: what a perfect detector would answer, blurred."""
 
@@ -83,8 +106,7 @@ class Oracle:
         self.looks += 1
         clean, shown = self.scene.clean[0], self.scene.frames
         maps = []
-        for frame, box in zip(frames, boxes, strict=True):
-            t = round(float(frame[0, 0, 0].detach()) * 16)
+        for t, frame, box in zip(numbers(frames), frames, boxes, strict=True):
             target = shown[t] - clean
             left = ((frame - clean) * target).sum(0) / (target.square().sum(0) + 1e-3)
             response = (left.clamp(0, 1) * self.scene.true[t, 0])[None, None]

@@ -6,32 +6,20 @@ import torch
 from ciri.errors import CiriError
 from ciri.media import write_clip
 from ciri.pipeline import remove_object
-from ciri.propagation.base import MaskTrack
 from ciri.refinement.settings import RefinementSettings
-from tests.ciri.refinement.scenes import Knows, Oracle, Scene
+from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene
 
 
-class Misses:
+def misses(scene):
     """A propagator that loses a part of the target in two frames."""
-
-    name = "misses"
-
-    def __init__(self, scene):
-        self.masks = scene.cut()
-
-    def propagate(self, frames, key_masks, key_frames, *, on_step=None):
-        on_step(1, 1)
-        return MaskTrack(self.masks.clone(), torch.ones(len(frames)))
-
-    def parameters_to_refine(self):
-        return []
+    return Answers(scene.cut(), "misses")
 
 
 def remove(scene, **options):
     return remove_object(
         scene.frames,
         scene.true[0, 0],
-        propagator=Misses(scene),
+        propagator=misses(scene),
         backbone=Knows(scene),
         grow=2,
         feather=2,
@@ -68,7 +56,7 @@ def test_annotated_frames_keep_what_a_person_painted():
         scene.frames,
         masks[[0, 2]],
         key_frames=[0, 2],
-        propagator=Misses(scene),
+        propagator=misses(scene),
         backbone=Knows(scene),
         grow=2,
         feather=2,
@@ -119,7 +107,8 @@ def test_the_command_prints_the_report(on_disk, capsys):
     arguments += ["--save-masks", str(on_disk / "refined"), "--grow", "2", "--feather", "2"]
     assert main(arguments) in (0, None)
     assert "corrected" not in "".join(capsys.readouterr())
-    assert main([*arguments, "--refine"]) in (0, None)
+    assert main([*arguments, "--refine", "--propagator", "flow"]) in (0, None)
     text = "".join(capsys.readouterr())
     assert "The masks of 2 frames were corrected." in text and "refinement" in text
+    assert "dropped out in frames 2-3; flow carried" in text
     assert len(list((on_disk / "refined").glob("*.png"))) == 6

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from ciri.propagation.base import MaskTrack
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.lite import LiteNetwork, build_lite
 from ciri.refinement import paper, weight_space
@@ -15,7 +14,7 @@ from ciri.refinement.settings import RefinementSettings
 from ciri.refinement.watch import Watch
 from ciri.residue.base import Removal
 from ciri.residue.crops import boxes_of_clip
-from tests.ciri.refinement.scenes import Constant, Knows, Oracle, Scene
+from tests.ciri.refinement.scenes import Answers, Constant, Knows, Oracle, Scene
 from tests.parity.seeded_weights import seeded_state_dict
 
 
@@ -23,18 +22,6 @@ def propagator(dtype=torch.float32):
     network = LiteNetwork()
     network.load_state_dict(seeded_state_dict(network.state_dict(), 5, 1.0))
     return MemoryPropagator(network.eval().to(dtype), precision="fp32")
-
-
-class Carried:
-    """A guide that hints at given masks."""
-
-    name = "carried"
-
-    def __init__(self, masks):
-        self.masks = masks
-
-    def propagate(self, frames, key_masks, key_frames, *, on_step=None):
-        return MaskTrack(self.masks, torch.ones(len(frames)))
 
 
 def content(given):
@@ -160,7 +147,7 @@ def test_tuning_corrects_masks_and_hands_back_the_tuned_copy(monkeypatch):
     monkeypatch.setattr(weight_space, "RATE", 3e-4)
     scene = Scene()
     masks = scene.cut()
-    given = build_lite(precision="fp32", guide=Carried(masks))
+    given = build_lite(precision="fp32", guide=Answers(masks))
     before = content(given)
     result = run(scene, masks, given, settings=settings(epochs=20))
     assert same(given, before)

@@ -1,0 +1,217 @@
+"""Masks that drop out: a frame covers less of the target than the frames on both sides of it do.
+
+Trackers lose a part for a few frames, and detectors that look at every frame for itself lose all of it in some. No
+residue detector is needed to see that, nor to mend it: the propagator, given the masks on both sides, fills in what
+lies between. Shapes only say where to look; a target that turns or hides covers less too, and then the propagator finds
+nothing to add.
+
+Dimensions: T frames, H W pixels, h w of smaller masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciri.progress import OnStep, part
+from ciri.propagation.base import Propagator
+from ciri.propagation.flow import ranges
+from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, touching
+
+#: Frames before and after that a mask is compared with; a dropout is no longer than this.
+REACH = 5
+#: A mask may have dropped out if it covers less than this share of the largest on each side.
+DROPPED_BELOW = 0.95
+#: Side in pixels of a square as large as the target, in the small masks whose shapes are compared.
+COMPARED_SIDE = 48
+#: What is missing holds discs of this radius (share of that side), and these fill this share of the target:
+#: a limb that swings, and the rim on which two masks never agree, are narrower.
+DISC, MISSING, GAINED = 0.06, 0.04, 0.055
+#: Two moves of a mask are as good as each other if their overlaps differ by less (rounding).
+AS_GOOD = 1 - 1e-5
+#: Masks on each side of a dropout that the propagator is given.
+ANCHORS = 1
+#: Half the width in pixels of what is no more than a rim.
+RIM = 1
+
+Bools = np.ndarray
+
+
+def dropouts(masks: Tensor) -> list[int]:
+    """Frames whose mask seems to lack a part that the nearest frames before and after have.
+
+    Args:
+        masks: float32 (T, 1, H, W) in [0, 1].
+    """
+    areas = (masks > 0.5).flatten(1).sum(1).tolist()
+    smaller = {t for t in range(1, len(areas)) if _is_smaller(areas, t)} | _cut_short(areas)
+    found = []
+    for t in sorted(smaller):
+        before = [s for s in range(t - 1, max(t - REACH, 0) - 1, -1) if s not in smaller][:1]
+        after = [s for s in range(t + 1, min(t + REACH, len(areas) - 1) + 1) if s not in smaller][:1]
+        if before + after and all(_lacks(masks[t, 0], masks[s, 0]) for s in before + after):
+            found.append(t)
+    return found
+
+
+def mend(
+    frames: Tensor,
+    masks: Tensor,
+    suspicious: Sequence[int],
+    fixed: Set[int],
+    propagator: Propagator | None,
+    on_step: OnStep,
+) -> tuple[dict[int, Tensor], list[str]]:
+    """Carry masks into frames that dropped out, and into suspicious ones if the frames around them are not.
+
+    Args:
+        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
+        masks: float32 (T, 1, H, W) in [0, 1].
+        suspicious: frames in which something else says that a part is missing.
+        fixed: frames whose masks stay.
+        propagator: what carries them; None: it is only said which frames dropped out.
+        on_step: progress callback; may raise to stop.
+
+    Returns:
+        As :func:`bridge`, and sentences for the person who started this.
+    """
+    dropped = set(dropouts(masks)) - fixed
+    if propagator is None:
+        said = f"Masks seem to drop out in frames {ranges(sorted(dropped))}: with a propagator they would be bridged."
+        return {}, [said] if dropped else []
+    mended = bridge(frames, masks, dropped.union(short_runs(dropped.union(suspicious))), propagator, on_step)
+    said = f"Masks had dropped out in frames {ranges(list(mended))}; {propagator.name} carried those around there."
+    return mended, [said] if mended else []
+
+
+def short_runs(frames: Iterable[int], longest: int = REACH) -> list[int]:
+    """The frames that have no more than so many neighbours among them in a row."""
+    return [t for run in _runs(sorted(frames), 1) if len(run) <= longest for t in run]
+
+
+def bridge(
+    frames: Tensor, masks: Tensor, missing: Set[int], propagator: Propagator, on_step: OnStep
+) -> dict[int, Tensor]:
+    """Propagate masks into the frames between them; return those that cover clearly more than before.
+
+    Args:
+        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
+        masks: float32 (T, 1, H, W) in [0, 1].
+        missing: the frames whose masks are not to be trusted.
+        propagator: what carries the others there.
+        on_step: progress callback; may raise to stop.
+
+    Returns:
+        frame -> mask, float32 (1, H, W) in [0, 1], nowhere below the given one.
+    """
+    windows = list(_windows(sorted(missing), len(frames)))
+    found: dict[int, Tensor] = {}
+    for number, window in enumerate(windows):
+        at = slice(window.start, window.stop)
+        keys = [t for t in window if t not in missing and (masks[t] > 0.5).any()]
+        if keys:
+            step = part(on_step, number / len(windows), (number + 1) / len(windows))
+            track = propagator.propagate(frames[at], masks[keys], [t - window.start for t in keys], on_step=step)
+            areas = (masks[keys] > 0.5).flatten(1).sum(1)
+            for t in sorted(missing & set(window)):
+                bridged = _with_parts(masks[t], track.probs[t - window.start].to(masks), areas)
+                if bridged is not None:
+                    found[t] = bridged
+    return found
+
+
+def _is_smaller(areas: Sequence[int], t: int) -> bool:
+    """Whether a mask covers less than the largest before it, and than the largest after it."""
+    before, after = max(areas[max(t - REACH, 0) : t]), max(areas[t + 1 : t + 1 + REACH], default=0)
+    return areas[t] < DROPPED_BELOW * min(before, after)
+
+
+def _cut_short(areas: Sequence[int]) -> set[int]:
+    """The last frames of a clip, if masks get smaller there from one frame to the next: none comes after to compare."""
+    for t in range(max(1, len(areas) - REACH), len(areas)):
+        if max(areas[t:]) < DROPPED_BELOW * areas[t - 1]:
+            return set(range(t, len(areas)))
+    return set()
+
+
+def _lacks(mask: Tensor, other: Tensor) -> bool:
+    """Whether another frame's mask, moved onto a mask (H, W each), covers a compact part more."""
+    area = int((other > 0.5).sum())
+    if area == 0:
+        return False
+    scale = min(1.0, COMPARED_SIDE / np.sqrt(area))
+    small, larger = (_shrunk(x, scale) for x in (mask, other))
+    missing = _moved_onto(larger, small) & (small <= 0.5)
+    return _compact(missing, scale * scale * area) > MISSING
+
+
+def _shrunk(mask: Tensor, scale: float) -> np.ndarray:
+    """A mask (H, W) as float32 (h, w)."""
+    height, width = mask.shape
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize((mask > 0.5).float().cpu().numpy(), size, interpolation=cv2.INTER_AREA)
+
+
+def _moved_onto(mask: np.ndarray, onto: np.ndarray) -> Bools:
+    """Where a mask (h, w), not empty, lies after the move that makes it overlap another one most; bool (h, w)."""
+    if not onto.any():
+        return mask > 0.5
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    shape = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    high, wide = shape.shape
+    room = np.pad(onto, ((high, high), (wide, wide)))
+    overlap = cv2.matchTemplate(room, shape, cv2.TM_CCORR)
+    # what lacks a part fits at many places alike; at the outermost of them the part is in one piece
+    y, x = np.argwhere(overlap >= AS_GOOD * overlap.max())[0]
+    moved = np.zeros_like(room)
+    moved[y : y + high, x : x + wide] = shape
+    return moved[high:-high, wide:-wide] > 0.5
+
+
+def _compact(added: Bools, area: float) -> float:
+    """The share of a target's area that lies in discs inside ``added``."""
+    radius = max(1, round(DISC * np.sqrt(area)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return float(cv2.morphologyEx(added.astype(np.uint8), cv2.MORPH_OPEN, disc).sum() / area)
+
+
+def _with_parts(old: Tensor, new: Tensor, areas: Tensor) -> Tensor | None:
+    """The old mask (1, H, W) with the new one's parts that are more than a rim; None if they are too small or large.
+
+    ``areas`` are those of the masks around.
+    """
+    around = float(areas.float().median())
+    before = (old > 0.5)[0].cpu().numpy()
+    more = (new > 0.5)[0].cpu().numpy() & ~before
+    square = np.ones((2 * RIM + 1,) * 2, np.uint8)
+    cores = cv2.morphologyEx(more.astype(np.uint8), cv2.MORPH_OPEN, square)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(cores, connectivity=8)
+    large = np.isin(labels, [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= LEAST_SEED])
+    if before.any():
+        large = touching(large, before, CONNECTED_WITHIN * np.sqrt(around))
+    kept = (cv2.dilate(large.astype(np.uint8), square) > 0) & more
+    if _compact(kept, around) < GAINED or (kept | before).sum() > (1 + MOST_GROWTH) * float(areas.max()):
+        return None
+    # the soft rim of what is kept comes along, but nothing else of what is not
+    near = torch.from_numpy(cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0)
+    left_out = torch.from_numpy(more & ~kept)
+    return torch.where(near, torch.maximum(old, torch.where(left_out, new.clamp(max=0.49), new)), old)
+
+
+def _windows(missing: Sequence[int], count: int) -> Iterator[range]:
+    """Stretches of a clip of ``count`` frames around the missing ones, with anchors on both sides."""
+    for run in _runs(missing, 2 * ANCHORS):
+        yield range(max(run[0] - ANCHORS, 0), min(run[-1] + 1 + ANCHORS, count))
+
+
+def _runs(frames: Sequence[int], gap: int) -> Iterator[list[int]]:
+    """Sorted frames in groups whose members are no farther than ``gap`` apart."""
+    ends = [i + 1 for i, (a, b) in enumerate(pairwise(frames)) if b - a > gap]
+    for start, stop in pairwise([0, *ends, len(frames)]):
+        if stop > start:
+            yield list(frames[start:stop])

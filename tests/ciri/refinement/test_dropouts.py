@@ -1,0 +1,187 @@
+"""Masks that lose a part, or everything, for a few frames, and masks that are smaller for another reason."""
+
+import pytest
+import torch
+
+from ciri.metrics.segmentation import segmentation_score
+from ciri.progress import ignore
+from ciri.propagation.flow import FlowPropagator
+from ciri.refinement.dropouts import bridge, dropouts, short_runs
+from ciri.refinement.refine import refine
+from ciri.refinement.settings import RefinementSettings
+from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene, numbers
+
+LENGTH = 12
+
+
+class Blind(Oracle):
+    """Sees nothing, ever."""
+
+    def detect(self, template, frames, boxes, removal=None):
+        return torch.full((len(frames), 1, 60, 60), -6.0) + 0 * frames.mean()
+
+
+def scene(**options):
+    return Scene(count=LENGTH, **options)
+
+
+def discs(radii, x=lambda t: 40 + 2 * t):
+    """Masks of a disc that moves, with a radius for every frame."""
+    rows, columns = torch.arange(64.0)[:, None], torch.arange(96.0)[None]
+    return torch.stack(
+        [(((rows - 32) ** 2 + (columns - x(t)) ** 2).sqrt() <= r).float()[None] for t, r in enumerate(radii)]
+    )
+
+
+@pytest.mark.parametrize("at", [(3,), (4, 5, 6), (2, 8, 9), (10, 11)])
+@pytest.mark.parametrize("columns", [6, 9, 30])
+def test_a_part_that_is_missing_for_some_frames_is_noticed(at, columns):
+    given = scene().cut(at=at, columns=columns)
+    assert dropouts(given) == list(at)
+
+
+def test_what_is_steadily_smaller_or_missing_for_long_is_no_dropout():
+    grows = discs([14 + 0.3 * t for t in range(LENGTH)])
+    assert dropouts(grows) == [] and dropouts(grows.flip(0)) == []
+    assert dropouts(scene().cut(at=range(3, 10))) == []
+    assert dropouts(scene().true) == []
+    assert dropouts(scene().true[:1]) == [] and dropouts(0 * scene().true) == []
+
+
+def test_a_thinner_rim_is_no_dropout():
+    radii = [18.0] * LENGTH
+    radii[5] = 17.0
+    areas = (discs(radii) > 0.5).flatten(1).sum(1)
+    assert areas[5] < 0.93 * areas[4]
+    assert dropouts(discs(radii)) == []
+
+
+def test_masks_are_compared_wherever_the_target_is():
+    radii = [15.0] * LENGTH
+    masks = discs(radii, x=lambda t: 20 + 5 * t)
+    assert dropouts(masks) == []
+    masks[6, :, :30] = 0
+    assert dropouts(masks) == [6]
+    # a large clip is compared at a smaller scale
+    assert dropouts(torch.nn.functional.interpolate(masks, scale_factor=8)) == [6]
+
+
+def test_short_runs():
+    assert short_runs([9, 1, 2, 3, 7], 3) == [1, 2, 3, 7, 9]
+    assert short_runs(range(4), 3) == [] and short_runs([]) == []
+
+
+def test_frames_are_asked_about_once_and_with_masks_from_both_sides():
+    clip = scene()
+
+    def asked(*missing):
+        answers = Answers(clip.true)
+        found = bridge(clip.frames, clip.cut(at=missing), set(missing), answers, ignore)
+        assert set(found) == (set(missing) if answers.asked else set())
+        return answers.asked
+
+    assert asked(2, 9) == [([1, 2, 3], [1, 3]), ([8, 9, 10], [8, 10])]
+    assert asked(2, 4, 5) == [([1, 2, 3, 4, 5, 6], [1, 3, 6])]
+    assert asked(0, 11) == [([0, 1], [1]), ([10, 11], [10])]
+    assert asked(*range(LENGTH)) == []
+
+
+def test_only_what_is_more_than_a_rim_and_belongs_to_the_target_is_added():
+    clip = scene()
+    given = clip.cut(at=(4, 5, 6, 7))
+    answer = clip.true.clone()
+    answer[4, :, 50:60, 85:95] = 1  # something else, far off
+    answer[5] = given[5]
+    answer[5, :, 15:16] = given[5, :, 16:17]  # a rim
+    answer[6] = 1  # everything
+    answer[7, :, 16:46, 48 + 6 :] *= 0.8  # not for certain
+    found = bridge(clip.frames, given, {4, 5, 6, 7}, Answers(answer), ignore)
+    assert set(found) == {4, 7}
+    assert torch.equal(found[4] > 0.5, clip.true[4] > 0.5)
+    assert torch.equal(torch.maximum(given[7], answer[7]), found[7])
+    for t, mask in found.items():
+        assert (mask >= given[t]).all() and mask.max() <= 1
+
+
+def removed(clip, masks, propagator, detector=None):
+    return refine(
+        clip.frames,
+        clip.true[0],
+        masks,
+        clip.removal(masks),
+        backbone=Knows(clip),
+        detector=detector or Blind(clip),
+        propagator=propagator,
+        settings=RefinementSettings(grow=2, feather=2),
+    )
+
+
+@pytest.mark.parametrize("columns", [9, 30])
+def test_what_no_detector_sees_is_bridged(columns):
+    clip = scene()
+    masks = clip.cut(at=(4, 5), columns=columns)
+    given = clip.removal(masks)
+    result = removed(clip, masks, FlowPropagator())
+    assert result.report.accepted == [4, 5]
+    assert segmentation_score(masks, clip.true).region[[4, 5]].max() < 0.71
+    assert segmentation_score(result.masks, clip.true).region[[4, 5]].min() > 0.9
+    others = [t for t in range(LENGTH) if t not in (4, 5)]
+    assert torch.equal(result.masks[others], masks[others])
+    before, after = ((x - clip.clean).square().mean((1, 2, 3))[[4, 5]] for x in (given, result.inpainted))
+    assert (after < 0.2 * before).all()
+    assert "dropped out in frames 4-5; flow carried" in result.report.text()
+
+
+def test_a_detector_may_object():
+    clip = scene()
+    masks = clip.cut(at=(4, 5))
+
+    class Objects(Blind):
+        """Calls suspicious whatever is painted at the right of the target."""
+
+        def detect(self, template, frames, boxes, removal=None):
+            logits = super().detect(template, frames, boxes, removal)
+            for i, (t, frame) in enumerate(zip(numbers(frames), frames, strict=True)):
+                if t == 4 and (frame - clip.frames[t])[:, 16:46, 60:64].abs().mean() > 0.1:
+                    logits[i] = 6.0
+            return logits
+
+    result = removed(clip, masks, FlowPropagator(), Objects(clip))
+    assert result.report.accepted == [5]
+    assert torch.equal(result.masks[4], masks[4])
+
+
+def test_without_a_propagator_it_is_only_said():
+    clip = scene()
+    masks = clip.cut(at=(4, 5))
+    result = removed(clip, masks, None)
+    assert result.masks is masks
+    assert "drop out in frames 4-5: with a propagator" in result.report.text()
+
+
+def test_a_true_mask_that_is_smaller_is_not_touched():
+    # the target hides behind a wall of the background's colours in two frames
+    clip = scene()
+    for t in (5, 6):
+        clip.frames[t, :, :, 52:] = clip.clean[t, :, :, 52:]
+        clip.true[t, :, :, 52:] = 0
+    assert dropouts(clip.true) == [5, 6]
+    result = removed(clip, clip.true, FlowPropagator())
+    assert result.masks is clip.true
+
+
+def test_a_person_s_mask_stays():
+    clip = scene()
+    masks = clip.cut(at=(4, 5))
+    result = refine(
+        clip.frames,
+        clip.true[0],
+        masks,
+        clip.removal(masks),
+        backbone=Knows(clip),
+        detector=Blind(clip),
+        propagator=FlowPropagator(),
+        settings=RefinementSettings(grow=2, feather=2),
+        fixed=[4],
+    )
+    assert result.report.accepted == [5] and torch.equal(result.masks[4], masks[4])
