@@ -20,6 +20,7 @@ from .attention import ComplementaryAttention, FuseInactivation
 from .backbone_lite import BackboneLite
 from .backbones import BackboneFlow
 from .backbones_published import BackboneDSTT, BackboneE2FGVI, BackboneFuseFormer, BackboneSTTN
+from .bridge import BridgeMasks
 from .compare import CompareVideo, MaskOverlay
 from .detectors import ResidueDetectorLite, ResidueDetectorSiamMask
 from .evaluate import EvaluateRemoval
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     PropagatorFlow,
     PropagatorSTCN,
     PropagateMask,
+    BridgeMasks,
     BackboneLite,
     BackboneFlow,
     BackboneE2FGVI,

@@ -30,7 +30,9 @@ from ciri.inactivation.fusion import fuse
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
 from ciri.media import read_clip, read_mask
+from ciri.progress import ignore
 from ciri.propagation import registry as propagators
+from ciri.refinement.dropouts import mend
 from ciri.refinement.refine import Refinement, refine
 from ciri.residue import registry as detectors
 from ciri.residue.base import Box, ResidueDetector
@@ -115,6 +117,20 @@ def propagate_mask() -> Tensor:
     painted = labelled(overlay(clip.frames[:1], clip.painted), "painted: frame 0")[0]
     tinted = overlay(clip.frames, clip.masks)
     return grid([painted, *(moment(tinted, m) for m in (16, 32, 47))])
+
+
+def bridge_masks() -> Tensor:
+    clip, m = example(), MOMENTS[1]
+    masks = clip.masks.clone()
+    box = target_box(masks[m])
+    assert box is not None
+    masks[m, :, :, box.x + round(0.6 * box.width) :] = 0
+    masks[m + 1] = 0
+    found, _ = mend(clip.frames, masks, (), frozenset(), propagators.build("lite"), ignore)
+    both = overlay(clip.frames, masks, opacity=0.35, outline=1)
+    whole = torch.stack([found.get(t, mask) for t, mask in enumerate(masks)])
+    both = overlay(both, whole, colour=(0.2, 0.9, 0.3), opacity=0.0, outline=2)
+    return grid([moment(both, t) for t in range(m - 1, m + 3)])
 
 
 def propagator_flow() -> Tensor:
@@ -319,6 +335,7 @@ PICTURES = {
     DOCS / "CIRI_PropagatorFlow" / "picture.jpg": (propagator_flow, 640),
     DOCS / "CIRI_PropagatorLite" / "picture.jpg": (propagator_lite, 640),
     DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 640),
+    DOCS / "CIRI_BridgeMasks" / "picture.jpg": (bridge_masks, 640),
     DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 640),
     DOCS / "CIRI_BackboneLite" / "picture.jpg": (backbone_lite, 640),
     DOCS / "CIRI_ComplementaryAttention" / "picture.jpg": (attention, 640),

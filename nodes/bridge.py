@@ -1,0 +1,66 @@
+"""Masks that drop out for some frames, made whole before anything is removed with them."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ciri.compare import overlay
+from ciri.propagation.base import Propagator
+from ciri.refinement.dropouts import REACH, mend
+
+from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask, to_masks
+from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
+from ._report import as_list
+
+#: What was given, and what was added, in the preview.
+GIVEN, ADDED = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
+
+
+class BridgeMasks(io.ComfyNode):
+    """Carries masks into the frames in which they drop out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIRI_BridgeMasks",
+            display_name="Bridge masks",
+            category=CATEGORY,
+            description=(
+                f"Where masks of any origin miss a part, or all, of the object for up to {REACH} frames, those of the "
+                "frames around are carried there. Nothing is ever taken away."
+            ),
+            inputs=[
+                io.Image.Input("images", tooltip="The clip: all frames as one batch."),
+                io.Mask.Input("masks", tooltip="One mask per frame, from any node that makes them."),
+                PropagatorSocket.Input("propagator", tooltip="What carries masks: any Propagator node."),
+            ],
+            outputs=[
+                io.Mask.Output("bridged", display_name="masks", tooltip="The masks, whole where they had dropped out."),
+                io.String.Output("report", display_name="report", tooltip="Which frames were bridged."),
+                io.Image.Output(
+                    "overlay",
+                    display_name="overlay",
+                    tooltip="The clip with the given masks tinted (magenta) and the new ones outlined (green), at most "
+                    f"{PREVIEW_SIDE} pixels long.",
+                ),
+            ],
+        )
+
+    @classmethod
+    @plain_errors
+    def execute(cls, images: Tensor, masks: Tensor, propagator: Propagator) -> io.NodeOutput:
+        frames = to_clip(images)
+        given, notes = to_masks(masks, frames, what="mask")
+        found, said = mend(frames, given, (), frozenset(), propagator, progress())
+        bridged = torch.stack([found.get(t, mask) for t, mask in enumerate(given)])
+        small = preview_size(frames)
+        shown = overlay(small, preview_size(given), colour=GIVEN, opacity=0.35, outline=1)
+        shown = overlay(shown, preview_size(bridged), colour=ADDED, opacity=0.0, outline=2)
+        return io.NodeOutput(
+            to_mask(bridged),
+            as_list("\n".join([*(said or ["No mask drops out."]), *notes])),
+            to_image(shown),
+            ui=video_preview(shown, PREVIEW_FPS),
+        )
