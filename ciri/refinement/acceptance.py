@@ -29,10 +29,13 @@ FALLS_TO, FALLS_BY = 0.5, 0.007
 TOLERATED = 0.003
 
 
-def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float, *, emptied: bool = False) -> str:
-    """Say what is wrong with a new mask (1, H, W); empty if nothing is. ``emptied``: the old one may be empty."""
+def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float, *, bridged: bool = False) -> str:
+    """Say what is wrong with a new mask (1, H, W); empty if nothing is.
+
+    A bridged one was carried from frames around: the old one may be empty there, or lack a part that is not connected.
+    """
     hard, before = new > 0.5, old > 0.5
-    if not hard.any() or not (before.any() or emptied):
+    if not hard.any() or not (before.any() or bridged):
         return "the mask is empty"
     if int(hard.sum()) > most_area:
         return "the mask would grow too far"
@@ -41,7 +44,7 @@ def mask_fault(new: Tensor, old: Tensor, box: Box, most_area: float, *, emptied:
         return "the mask would lose what it surely covers"
     added = (hard & ~before)[0].numpy()
     near = touching(added, before[0].numpy(), CONNECTED_WITHIN * np.sqrt(box.width * box.height))
-    if before.any() and (added & ~near).any():
+    if not bridged and (added & ~near).any():
         return "the mask would take in something that is not connected with it"
     return ""
 

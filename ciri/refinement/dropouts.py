@@ -117,9 +117,8 @@ def bridge(
         if keys:
             step = part(on_step, number / len(windows), (number + 1) / len(windows))
             track = propagator.propagate(frames[at], masks[keys], [t - window.start for t in keys], on_step=step)
-            areas = (masks[keys] > 0.5).flatten(1).sum(1)
             for t in sorted(missing & set(window)):
-                bridged = _with_parts(masks[t], track.probs[t - window.start].to(masks), areas)
+                bridged = _with_parts(masks[t], track.probs[t - window.start].to(masks), masks[keys] > 0.5)
                 if bridged is not None:
                     found[t] = bridged
     return found
@@ -180,22 +179,23 @@ def _compact(added: Bools, area: float) -> float:
     return float(cv2.morphologyEx(added.astype(np.uint8), cv2.MORPH_OPEN, disc).sum() / area)
 
 
-def _with_parts(old: Tensor, new: Tensor, areas: Tensor) -> Tensor | None:
+def _with_parts(old: Tensor, new: Tensor, around: Tensor) -> Tensor | None:
     """The old mask (1, H, W) with the new one's parts that are more than a rim; None if they are too small or large.
 
-    ``areas`` are those of the masks around.
+    ``around`` are the masks that were carried, bool (k, 1, H, W).
     """
-    around = float(areas.float().median())
+    areas = around.flatten(1).sum(1).float()
+    area = float(areas.median())
     before = (old > 0.5)[0].cpu().numpy()
     more = (new > 0.5)[0].cpu().numpy() & ~before
     square = np.ones((2 * RIM + 1,) * 2, np.uint8)
     cores = cv2.morphologyEx(more.astype(np.uint8), cv2.MORPH_OPEN, square)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(cores, connectivity=8)
     large = np.isin(labels, [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= LEAST_SEED])
-    if before.any():
-        large = touching(large, before, CONNECTED_WITHIN * np.sqrt(around))
+    # where there was nothing of the target before or after, there is nothing in between
+    large = touching(large, before | around.any(0)[0].cpu().numpy(), CONNECTED_WITHIN * np.sqrt(area))
     kept = (cv2.dilate(large.astype(np.uint8), square) > 0) & more
-    if _compact(kept, around) < GAINED or (kept | before).sum() > (1 + MOST_GROWTH) * float(areas.max()):
+    if _compact(kept, area) < GAINED or (kept | before).sum() > (1 + MOST_GROWTH) * float(areas.max()):
         return None
     # the soft rim of what is kept comes along, but nothing else of what is not
     near = torch.from_numpy(cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0)

@@ -121,7 +121,7 @@ class Judge:
         masks = self.pictures.masks.clone()
         for t in [t for t, reason in reasons.items() if not reason]:
             reasons[t] = acceptance.mask_fault(
-                refined[t], masks[t], self.watch.box(t), most[t], emptied=t in self.vouched
+                refined[t], masks[t], self.watch.box(t), most[t], bridged=t in self.vouched
             )
             if t not in self.touched:
                 reasons[t] = "painting over it changed nothing"

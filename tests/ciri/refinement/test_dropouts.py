@@ -103,6 +103,17 @@ def test_only_what_is_more_than_a_rim_and_belongs_to_the_target_is_added():
         assert (mask >= given[t]).all() and mask.max() <= 1
 
 
+def test_a_part_that_is_not_connected_comes_back_where_it_was_before():
+    clip = scene()
+    whole = clip.true.clone()
+    for t in range(LENGTH):
+        whole[t, :, 4:16, 4 + t : 16 + t] = 1
+    given = whole.clone()
+    given[5] = clip.true[5]
+    assert dropouts(given) == [5]
+    assert torch.equal(bridge(clip.frames, given, {5}, Answers(whole), ignore)[5], whole[5])
+
+
 def removed(clip, masks, propagator, detector=None):
     return refine(
         clip.frames,

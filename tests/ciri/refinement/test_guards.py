@@ -109,6 +109,8 @@ def test_masks_with_a_fault_are_refused():
     assert "not connected" in acceptance.mask_fault(apart, old, box, 600)
     assert "empty" in acceptance.mask_fault(0 * old, old, box, 600)
     assert "empty" in acceptance.mask_fault(old, 0 * old, box, 600)
+    assert acceptance.mask_fault(old, 0 * old, box, 600, bridged=True) == ""
+    assert acceptance.mask_fault(apart, old, box, 600, bridged=True) == ""
 
 
 def test_parts_that_were_painted_in_vain_are_taken_back():
