@@ -60,6 +60,7 @@ def remove_object(
     backbone: Backbone,
     key_frames: Sequence[int] = (0,),
     masks: Tensor | None = None,
+    bridge: bool = False,
     grow: int = 4,
     feather: int = 3,
     crop: bool = True,
@@ -74,12 +75,13 @@ def remove_object(
     Args:
         frames: floating (T, 3 | 4, H, W) in [0, 1].
         first_mask: (H, W), (K, H, W) or (K, 1, H, W) in [0, 1]: the object on the annotated frames.
-        propagator: follows the object through the clip. With ``masks`` it is not needed; refinement uses it to bridge
-            frames in which they drop out.
+        propagator: follows the object through the clip. With ``masks`` it is needed only to bridge them.
         backbone: fills what the masks cover.
         key_frames: the frame number of each annotated mask; negative ones count from the end. Several masks for one
             frame show several objects: see :func:`ciri.propagation.objects.follow`.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
+        bridge: where ``masks`` drop out for some frames, the propagator carries those of the frames around there
+            (:mod:`ciri.refinement.dropouts`). Refinement does so in any case, if it is given a propagator.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
         attention: corrects the masks by what other frames show (paper 3.2), as
             :func:`ciri.inactivation.learned.shipped` gives it; None: they are used as they are.
@@ -91,7 +93,7 @@ def remove_object(
 
     Raises:
         ClipError, MaskError: the frames or the masks cannot be used.
-        CiriError: refinement without a detector.
+        CiriError: refinement without a detector, bridging without a propagator.
     """
     if refine is not None and detector is None:
         raise CiriError("Refinement needs a residue detector that says what is left; give one, or leave refine out.")
@@ -102,6 +104,9 @@ def remove_object(
     started = time.perf_counter()
     if masks is not None:
         track, share = given_masks(frames, masks), 0.0
+        if bridge:
+            share = _PROPAGATION_SHARE
+            track = _bridged(frames, track, propagator, part(on_step, 0, share))
     else:
         if first_mask is None or propagator is None:
             raise MaskError("Nothing says what to remove: give a mask and a propagator, or a mask for every frame.")
@@ -137,6 +142,17 @@ def remove_object(
             frames, first_mask, keys, removal, backbone, detector, propagator, settings, part(whole, _REFINED_FROM, 1)
         )
     return removal
+
+
+def _bridged(frames: Tensor, track: MaskTrack, propagator: Propagator | None, on_step: OnStep) -> MaskTrack:
+    """Masks from elsewhere, whole where they had dropped out."""
+    from ciri.refinement.dropouts import mend
+
+    if propagator is None:
+        raise CiriError("Bridging masks that drop out needs a propagator; give one, or leave bridge out.")
+    found, said = mend(frames, track.probs, (), frozenset(), propagator, on_step)
+    probs = torch.stack([found.get(t, mask) for t, mask in enumerate(track.probs)])
+    return replace(track, probs=probs, notes=[*track.notes, *said])
 
 
 def _refine(

@@ -29,6 +29,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--masks", type=Path, metavar="DIR", help="a mask for every frame (folder or video): nothing is propagated"
     )
+    parser.add_argument(
+        "--bridge", action="store_true", help="where --masks drop out for some frames, carry those around there"
+    )
     parser.add_argument("--save-masks", type=Path, metavar="OUT", help="also write the masks (folder or video)")
     known = ", ".join(backbones.names())
     parser.add_argument(
@@ -84,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.masks and args.mask:
         raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
+    if args.bridge and not args.masks:
+        raise MaskError("--bridge without --masks: there are no masks that could drop out.")
     for output in filter(None, (args.output, args.save_masks, args.overlay)):
         media.check_output(output)
     device = shared.choose_device(args.device)
@@ -96,11 +101,11 @@ def run(args: argparse.Namespace) -> None:
     options: dict[str, Any]
     if args.masks:
         masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames)
-        options = {"masks": masks}
+        options = {"masks": masks, "bridge": args.bridge}
     else:
         annotated, key_frames, notes = shared.read_annotations(args)
         options = {"first_mask": annotated, "key_frames": key_frames}
-    if args.refine or not args.masks:
+    if args.refine or args.bridge or not args.masks:
         options["propagator"] = shared.built(propagators, args.propagator, args.propagator_weights, device)
     with shared.progress("removing") as bar:
         removal = remove_object(

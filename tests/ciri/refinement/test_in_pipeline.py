@@ -5,7 +5,9 @@ import torch
 
 from ciri.errors import CiriError
 from ciri.media import write_clip
+from ciri.metrics.segmentation import segmentation_score
 from ciri.pipeline import remove_object
+from ciri.propagation.flow import FlowPropagator
 from ciri.refinement.settings import RefinementSettings
 from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene
 
@@ -86,6 +88,30 @@ def test_refinement_needs_a_detector():
         remove(Scene(), refine=RefinementSettings())
 
 
+def test_masks_from_elsewhere_are_bridged_on_request():
+    scene = Scene()
+    masks = scene.cut(columns=30)
+    options = {"backbone": Knows(scene), "grow": 2, "feather": 2}
+    plain = remove_object(scene.frames, masks=masks, propagator=FlowPropagator(), **options)
+    assert torch.equal(plain.masks.probs, masks) and plain.notes == []
+    seen = []
+    bridged = remove_object(
+        scene.frames,
+        masks=masks,
+        propagator=FlowPropagator(),
+        bridge=True,
+        on_step=lambda done, total: seen.append(done / total),
+        **options,
+    )
+    assert segmentation_score(bridged.masks.probs, scene.true).region.min() > 0.9
+    assert bridged.notes == ["Masks had dropped out in frames 2-3; flow carried those around there."]
+    assert seen == sorted(seen) and seen[-1] == 1
+    error = (bridged.frames - scene.clean).abs().mean((1, 2, 3))
+    assert error[2:4].max() < 0.3 * (plain.frames - scene.clean).abs().mean((1, 2, 3))[2:4].min()
+    with pytest.raises(CiriError, match="needs a propagator"):
+        remove_object(scene.frames, masks=masks, bridge=True, **options)
+
+
 @pytest.fixture
 def on_disk(tmp_path, monkeypatch):
     """The scene as files, and models that know it."""
@@ -112,3 +138,13 @@ def test_the_command_prints_the_report(on_disk, capsys):
     assert "The masks of 2 frames were corrected." in text and "refinement" in text
     assert "dropped out in frames 2-3; flow carried" in text
     assert len(list((on_disk / "refined").glob("*.png"))) == 6
+
+
+def test_the_command_bridges_given_masks(on_disk, capsys):
+    from ciri.cli import main
+
+    arguments = ["remove", str(on_disk / "frames"), "-o", str(on_disk / "out"), "--bridge", "--propagator", "flow"]
+    assert main([*arguments, "--masks", str(on_disk / "masks")]) in (0, None)
+    assert "dropped out in frames 2-3; flow carried" in "".join(capsys.readouterr())
+    assert main([*arguments, "--mask", str(on_disk / "masks" / "00000.png")]) == 2
+    assert "--bridge without --masks" in "".join(capsys.readouterr())
