@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.media import read_clip, write_png
+from ciri.media import read_clip, write_clip, write_png
 from scripts.comfy_client import PromptRejected
 from scripts.comfyui import ROOT
 from tests.server.conftest import painted
@@ -103,6 +103,36 @@ def test_two_clips_queued_as_a_batch_give_each_its_own_result(client, bundled, u
         masks = read_clip(client.download(item, tmp_path / name)).frames
         assert masks.shape[2:] == scene.masks.shape[2:]
         assert intersection_over_union(masks, scene.masks).min() > 0.7
+
+
+def test_masks_of_another_tool_are_bridged_where_they_drop_out(client, bundled, upload_scene, tmp_path):
+    graph = with_masks_saved(bundled)
+    scene = upload_scene(graph, 12)
+    given = scene.masks.clone()
+    given[4:6] = 0
+    # the other half of the target
+    left = int(torch.nonzero(given[8, 0].any(0))[0])
+    given[8, :, :, left : left + 10] = 0
+    write_clip(tmp_path / "given.mp4", given.expand(-1, 3, -1, -1))
+    del graph["5"], graph["14"], graph["7"]
+    graph |= {
+        "other": {"class_type": "LoadVideo", "inputs": {"file": client.upload(tmp_path / "given.mp4")}},
+        "grey frames": {"class_type": "GetVideoComponents", "inputs": {"video": ["other", 0]}},
+        "given": {"class_type": "ImageToMask", "inputs": {"image": ["grey frames", 0], "channel": "red"}},
+        "7": {
+            "class_type": "CIRI_BridgeMasks",
+            "inputs": {"images": ["2", 0], "masks": ["given", 0], "propagator": ["6", 0]},
+        },
+        "told": {"class_type": "PreviewAny", "inputs": {"source": ["7", 1]}},
+    }
+    run = client.run(graph)
+    assert run.status == "success", run.error
+    masks = saved_video(client, run, "masks", tmp_path)
+    agreement = intersection_over_union(masks, scene.masks)
+    assert agreement.min() > 0.7, agreement
+    assert intersection_over_union(given, scene.masks).min() == 0
+    assert "dropped out in frames 4-5, 8; lite carried" in run.outputs["told"]["text"][0]
+    assert len(saved_video(client, run, "7", tmp_path)) == 12
 
 
 # ------------------------------------------------------------------------------------------------ bad input
