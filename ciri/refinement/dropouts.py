@@ -26,12 +26,12 @@ from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, to
 #: Frames before and after that a mask is compared with; a dropout is no longer than this.
 REACH = 5
 #: A mask may have dropped out if it covers less than this share of the largest on each side.
-DROPPED_BELOW = 0.95
+DROPPED_BELOW = 0.93
 #: Side in pixels of a square as large as the target, in the small masks whose shapes are compared.
 COMPARED_SIDE = 48
 #: What is missing holds discs of this radius (share of that side), and these fill this share of the target:
 #: a limb that swings, and the rim on which two masks never agree, are narrower.
-DISC, MISSING, GAINED = 0.06, 0.04, 0.055
+DISC, MISSING, GAINED = 0.06, 0.05, 0.055
 #: Two moves of a mask are as good as each other if their overlaps differ by less (rounding).
 AS_GOOD = 1 - 1e-5
 #: Masks on each side of a dropout that the propagator is given.
@@ -42,14 +42,19 @@ RIM = 1
 Bools = np.ndarray
 
 
-def dropouts(masks: Tensor) -> list[int]:
+def dropouts(masks: Tensor, fixed: Set[int] = frozenset()) -> list[int]:
     """Frames whose mask seems to lack a part that the nearest frames before and after have.
 
     Args:
         masks: float32 (T, 1, H, W) in [0, 1].
+        fixed: frames whose masks are known to be right.
     """
     areas = (masks > 0.5).flatten(1).sum(1).tolist()
-    smaller = {t for t in range(1, len(areas)) if _is_smaller(areas, t)} | _cut_short(areas)
+    last = len(areas) - 1
+    smaller = {t for t in range(1, last) if _is_smaller(areas, t)}
+    # at the ends of a clip there is one side to compare with; whether the target enters or leaves the propagator tells
+    smaller |= _cut_short(areas) | {last - t for t in _cut_short(areas[::-1])}
+    smaller -= fixed
     found = []
     for t in sorted(smaller):
         before = [s for s in range(t - 1, max(t - REACH, 0) - 1, -1) if s not in smaller][:1]
@@ -80,7 +85,7 @@ def mend(
     Returns:
         As :func:`bridge`, and sentences for the person who started this.
     """
-    dropped = set(dropouts(masks)) - fixed
+    dropped = set(dropouts(masks, fixed))
     if propagator is None:
         said = f"Masks seem to drop out in frames {ranges(sorted(dropped))}: with a propagator they would be bridged."
         return {}, [said] if dropped else []
@@ -126,12 +131,12 @@ def bridge(
 
 def _is_smaller(areas: Sequence[int], t: int) -> bool:
     """Whether a mask covers less than the largest before it, and than the largest after it."""
-    before, after = max(areas[max(t - REACH, 0) : t]), max(areas[t + 1 : t + 1 + REACH], default=0)
+    before, after = max(areas[max(t - REACH, 0) : t]), max(areas[t + 1 : t + 1 + REACH])
     return areas[t] < DROPPED_BELOW * min(before, after)
 
 
 def _cut_short(areas: Sequence[int]) -> set[int]:
-    """The last frames of a clip, if masks get smaller there from one frame to the next: none comes after to compare."""
+    """The last frames of a clip, if masks get smaller there from one frame to the next."""
     for t in range(max(1, len(areas) - REACH), len(areas)):
         if max(areas[t:]) < DROPPED_BELOW * areas[t - 1]:
             return set(range(t, len(areas)))
@@ -198,8 +203,8 @@ def _with_parts(old: Tensor, new: Tensor, around: Tensor) -> Tensor | None:
     if _compact(kept, area) < GAINED or (kept | before).sum() > (1 + MOST_GROWTH) * float(areas.max()):
         return None
     # the soft rim of what is kept comes along, but nothing else of what is not
-    near = torch.from_numpy(cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0)
-    left_out = torch.from_numpy(more & ~kept)
+    near = torch.from_numpy(cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0).to(old.device)
+    left_out = torch.from_numpy(more & ~kept).to(old.device)
     return torch.where(near, torch.maximum(old, torch.where(left_out, new.clamp(max=0.49), new)), old)
 
 

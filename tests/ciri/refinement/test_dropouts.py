@@ -33,7 +33,7 @@ def discs(radii, x=lambda t: 40 + 2 * t):
     )
 
 
-@pytest.mark.parametrize("at", [(3,), (4, 5, 6), (2, 8, 9), (10, 11)])
+@pytest.mark.parametrize("at", [(3,), (4, 5, 6), (2, 8, 9), (10, 11), (0, 1)])
 @pytest.mark.parametrize("columns", [6, 9, 30])
 def test_a_part_that_is_missing_for_some_frames_is_noticed(at, columns):
     given = scene().cut(at=at, columns=columns)
@@ -46,6 +46,13 @@ def test_what_is_steadily_smaller_or_missing_for_long_is_no_dropout():
     assert dropouts(scene().cut(at=range(3, 10))) == []
     assert dropouts(scene().true) == []
     assert dropouts(scene().true[:1]) == [] and dropouts(0 * scene().true) == []
+
+
+def test_a_mask_that_is_known_is_no_dropout_and_is_compared_with():
+    given = scene().cut(at=(0, 4, 8))
+    assert dropouts(given) == [0, 4, 8] and dropouts(given, {0, 8}) == [4]
+    # it lacks nothing that the known ones have
+    assert dropouts(scene().cut(at=(3, 4, 5)), {3, 5}) == []
 
 
 def test_a_thinner_rim_is_no_dropout():
@@ -183,7 +190,7 @@ def test_a_true_mask_that_is_smaller_is_not_touched():
 
 def test_a_person_s_mask_stays():
     clip = scene()
-    masks = clip.cut(at=(4, 5))
+    masks = clip.cut(at=(3, 8))
     result = refine(
         clip.frames,
         clip.true[0],
@@ -193,6 +200,6 @@ def test_a_person_s_mask_stays():
         detector=Blind(clip),
         propagator=FlowPropagator(),
         settings=RefinementSettings(grow=2, feather=2),
-        fixed=[4],
+        fixed=[3],
     )
-    assert result.report.accepted == [5] and torch.equal(result.masks[4], masks[4])
+    assert result.report.accepted == [8] and torch.equal(result.masks[3], masks[3])
