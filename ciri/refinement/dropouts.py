@@ -31,7 +31,7 @@ DROPPED_BELOW = 0.93
 COMPARED_SIDE = 48
 #: What is missing holds discs of this radius (share of that side), and these fill this share of the target:
 #: a limb that swings, and the rim on which two masks never agree, are narrower.
-DISC, MISSING, GAINED = 0.06, 0.05, 0.055
+DISC, MISSING, GAINED = 0.06, 0.04, 0.055
 #: Two moves of a mask are as good as each other if their overlaps differ by less (rounding).
 AS_GOOD = 1 - 1e-5
 #: Masks on each side of a dropout that the propagator is given.
