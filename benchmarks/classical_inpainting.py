@@ -1,6 +1,6 @@
 """Quality and speed of the classical backbone on composites with a known clean clip.
 
-    python benchmarks/classical_inpainting.py CASES_DIR [--passes 1] [--save DIR]
+    python -m benchmarks.classical_inpainting CASES_DIR [--passes 1] [--save DIR]
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...: a clip with something pasted in, where it is, and the clip
 without it. Prints per case the PSNR over mask pixels (mean over frames) of the flow backbone and, for comparison,

@@ -1,9 +1,9 @@
 """Does refinement move masks and pictures the right way, and what does it cost?
 
-    python benchmarks/refinement.py CASES_DIR [--detector oracle | lite | siammask] [--kinds planted,natural,clean]
+    python -m benchmarks.refinement CASES_DIR [--detector oracle | lite | siammask] [--kinds planted,natural,clean]
         [--propagator lite | flow] [--backbone lite | flow] [--detector-weights FILE] [--mode auto | mask]
         [--attention] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
-    python benchmarks/refinement.py --made N --pack TRAINING_PACK ...
+    python -m benchmarks.refinement --made N --pack TRAINING_PACK ...
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...; or N composites made of the held-back part of a training pack, to
 tune thresholds on. Three kinds of masks are refined: "planted", the true ones with a part cut off in some frames;
