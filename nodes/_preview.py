@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
+from ciri.compare import overlay
 from ciri.heat import heat
 
 #: Longest side of a preview in pixels.
 PREVIEW_SIDE = 640
 #: Slower than most footage: these previews are there to judge masks and maps.
 PREVIEW_FPS = 12
+#: Masks as they were, and as they are now.
+BEFORE, AFTER = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
 
 
 def preview_size(clip: Tensor) -> Tensor:
@@ -29,6 +32,12 @@ def preview_size(clip: Tensor) -> Tensor:
 def heat_preview(frames: Tensor, values: Tensor, masks: Tensor) -> Tensor:
     """A map (T, 1, H, W) as heat over a small copy of the clip, the masks outlined."""
     return heat(preview_size(frames), preview_size(values), outline=preview_size(masks))
+
+
+def masks_preview(frames: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """A small copy of the clip, one set of masks (T, 1, H, W) tinted over it in magenta, another outlined in green."""
+    tinted = overlay(preview_size(frames), preview_size(before), colour=BEFORE, opacity=0.35, outline=1)
+    return overlay(tinted, preview_size(after), colour=AFTER, opacity=0.0, outline=2)
 
 
 def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo:

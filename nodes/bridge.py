@@ -6,16 +6,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ciri.compare import overlay
 from ciri.propagation.base import Propagator
 from ciri.refinement.dropouts import REACH, mend
 
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask, to_masks
-from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
+from ._preview import PREVIEW_FPS, PREVIEW_SIDE, masks_preview, video_preview
 from ._report import as_list
-
-#: What was given, and what was added, in the preview.
-GIVEN, ADDED = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
 
 
 class BridgeMasks(io.ComfyNode):
@@ -55,9 +51,7 @@ class BridgeMasks(io.ComfyNode):
         given, notes = to_masks(masks, frames, what="mask")
         found, said = mend(frames, given, (), frozenset(), propagator, progress())
         bridged = torch.stack([found.get(t, mask) for t, mask in enumerate(given)])
-        small = preview_size(frames)
-        shown = overlay(small, preview_size(given), colour=GIVEN, opacity=0.35, outline=1)
-        shown = overlay(shown, preview_size(bridged), colour=ADDED, opacity=0.0, outline=2)
+        shown = masks_preview(frames, given, bridged)
         return io.NodeOutput(
             to_mask(bridged),
             as_list("\n".join([*(said or ["No mask drops out."]), *notes])),

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ciri.compare import compare, overlay
+from ciri.compare import compare
 from ciri.errors import MaskError
 from ciri.frames import check_key_frames
 from ciri.inpainting.base import Backbone
@@ -31,12 +31,10 @@ from ._adapt import (
     to_mask,
     to_masks,
 )
-from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
+from ._preview import PREVIEW_FPS, PREVIEW_SIDE, masks_preview, preview_size, video_preview
 from ._report import as_list
 from .propagate import parse_key_frames
 
-#: Masks as they were, and as they are now, in the preview.
-BEFORE, AFTER = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
 NO_PROPAGATOR = (
     "Refine propagator was given no propagator, so it has none to hand on: connect one to its input, or use its masks."
 )
@@ -217,7 +215,5 @@ class RefinePropagator(io.ComfyNode):
 
 def show_changes(frames: Tensor, masks: Tensor, done: Refinement) -> Tensor:
     """The masks before and after over the clip, and the clip filled again, one above the other."""
-    small = preview_size(frames)
-    given = overlay(small, preview_size(masks), colour=BEFORE, opacity=0.35, outline=1)
-    both = overlay(given, preview_size(done.masks), colour=AFTER, opacity=0.0, outline=2)
+    both = masks_preview(frames, masks, done.masks)
     return compare(both, preview_size(done.inpainted), "stacked", labels=("masks", "filled again"))
