@@ -2,7 +2,7 @@
 
     python -m benchmarks.refinement CASES_DIR [--detector oracle | lite | siammask] [--kinds planted,natural,clean]
         [--propagator lite | flow] [--backbone lite | flow] [--detector-weights FILE] [--mode auto | mask]
-        [--attention] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
+        [--attention] [--no-bridging] [--frames N] [--only CASE,...] [--save DIR] [--cache DIR]
     python -m benchmarks.refinement --made N --pack TRAINING_PACK ...
 
 CASES_DIR/<case>/{frames,masks,clean}/00000.png ...; or N composites made of the held-back part of a training pack, to
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--kinds", default="planted,natural,clean")
     parser.add_argument("--mode", default="auto", choices=("auto", "mask"))
     parser.add_argument("--attention", action="store_true", help="correct the masks first")
+    parser.add_argument("--no-bridging", action="store_true", help="leave masks that drop out to the detector")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--frames", type=int, help="use only so many frames")
     parser.add_argument("--only", default="", help="CASE,...")
@@ -241,7 +242,7 @@ def main() -> None:
                 inpainted,
                 backbone=backbone,
                 detector=shared or Oracle(clip),
-                propagator=propagator,
+                propagator=None if arguments.no_bridging else propagator,
                 settings=RefinementSettings(mode=arguments.mode, epochs=arguments.epochs),
             )
             rows.append(measure(clip, given, result, time.process_time() - begun))

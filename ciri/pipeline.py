@@ -146,12 +146,11 @@ def remove_object(
 
 def _bridged(frames: Tensor, track: MaskTrack, propagator: Propagator | None, on_step: OnStep) -> MaskTrack:
     """Masks from elsewhere, whole where they had dropped out."""
-    from ciri.refinement.dropouts import mend
+    from ciri.refinement.dropouts import bridged_masks
 
     if propagator is None:
         raise CiriError("Bridging masks that drop out needs a propagator; give one, or leave bridge out.")
-    found, said = mend(frames, track.probs, (), frozenset(), propagator, on_step)
-    probs = torch.stack([found.get(t, mask) for t, mask in enumerate(track.probs)])
+    probs, said = bridged_masks(frames, track.probs, propagator, on_step)
     return replace(track, probs=probs, notes=[*track.notes, *said])
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ciri.propagation.base import Propagator
-from ciri.refinement.dropouts import REACH, mend
+from ciri.refinement.dropouts import REACH, bridged_masks
 
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask, to_masks
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, masks_preview, video_preview
@@ -49,8 +48,7 @@ class BridgeMasks(io.ComfyNode):
     def execute(cls, images: Tensor, masks: Tensor, propagator: Propagator) -> io.NodeOutput:
         frames = to_clip(images)
         given, notes = to_masks(masks, frames, what="mask")
-        found, said = mend(frames, given, (), frozenset(), propagator, progress())
-        bridged = torch.stack([found.get(t, mask) for t, mask in enumerate(given)])
+        bridged, said = bridged_masks(frames, given, propagator, progress())
         shown = masks_preview(frames, given, bridged)
         return io.NodeOutput(
             to_mask(bridged),

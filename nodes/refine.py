@@ -51,8 +51,8 @@ class RefinePropagator(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Looks for what is left of the object, and for masks that drop out for some frames; corrects them, and "
-                "fills again. A frame is changed only where the finished picture speaks for it; the given models stay "
-                "as they are."
+                "fills again. What is changed is judged in the finished picture first; the given models stay as they "
+                "are."
             ),
             is_output_node=True,
             inputs=[

@@ -30,9 +30,8 @@ from ciri.inactivation.fusion import fuse
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
 from ciri.media import read_clip, read_mask
-from ciri.progress import ignore
 from ciri.propagation import registry as propagators
-from ciri.refinement.dropouts import mend
+from ciri.refinement.dropouts import bridged_masks
 from ciri.refinement.refine import Refinement, refine
 from ciri.residue import registry as detectors
 from ciri.residue.base import Box, ResidueDetector
@@ -126,9 +125,8 @@ def bridge_masks() -> Tensor:
     assert box is not None
     masks[m, :, :, box.x + round(0.6 * box.width) :] = 0
     masks[m + 1] = 0
-    found, _ = mend(clip.frames, masks, (), frozenset(), propagators.build("lite"), ignore)
+    whole, _ = bridged_masks(clip.frames, masks, propagators.build("lite"))
     both = overlay(clip.frames, masks, opacity=0.35, outline=1)
-    whole = torch.stack([found.get(t, mask) for t, mask in enumerate(masks)])
     both = overlay(both, whole, colour=(0.2, 0.9, 0.3), opacity=0.0, outline=2)
     return grid([moment(both, t) for t in range(m - 1, m + 3)])
 

@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "--masks", type=Path, metavar="DIR", help="a mask for every frame (folder or video): nothing is propagated"
     )
     parser.add_argument(
-        "--bridge", action="store_true", help="where --masks drop out for some frames, carry those around there"
+        "--bridge", action="store_true", help="where --masks drop out for a few frames, bridge them from those around"
     )
     parser.add_argument("--save-masks", type=Path, metavar="OUT", help="also write the masks (folder or video)")
     known = ", ".join(backbones.names())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.progress import OnStep, part
+from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.flow import ranges
 from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, touching
@@ -64,6 +64,21 @@ def dropouts(masks: Tensor, fixed: Set[int] = frozenset()) -> list[int]:
     return found
 
 
+def bridged_masks(
+    frames: Tensor, masks: Tensor, propagator: Propagator, on_step: OnStep = ignore
+) -> tuple[Tensor, list[str]]:
+    """Return masks (T, 1, H, W) that are whole where they had dropped out, and sentences that say where.
+
+    Args:
+        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
+        masks: float32 (T, 1, H, W) in [0, 1], of any origin.
+        propagator: what carries masks.
+        on_step: progress callback; may raise to stop.
+    """
+    found, said = mend(frames, masks, (), frozenset(), propagator, on_step)
+    return torch.stack([found.get(t, mask) for t, mask in enumerate(masks)]), said
+
+
 def mend(
     frames: Tensor,
     masks: Tensor,
@@ -90,7 +105,7 @@ def mend(
         said = f"Masks seem to drop out in frames {ranges(sorted(dropped))}: with a propagator they would be bridged."
         return {}, [said] if dropped else []
     mended = bridge(frames, masks, dropped.union(short_runs(dropped.union(suspicious))), propagator, on_step)
-    said = f"Masks had dropped out in frames {ranges(list(mended))}; {propagator.name} carried those around there."
+    said = f"Masks had dropped out in frames {ranges(list(mended))}: {propagator.name} bridged them from those around."
     return mended, [said] if mended else []
 
 

@@ -165,6 +165,10 @@ class Judge:
         taken = falling + vouched
         for t in changed:
             if t not in taken:
-                reasons[t] = "the residue did not fall enough in the finished picture"
+                reasons[t] = (
+                    "the finished picture looks suspicious to the detector"
+                    if t in self.vouched
+                    else "the residue did not fall enough in the finished picture"
+                )
         # without a mask that changed there is nothing that a neighbour's picture could follow from
         return sorted(keep + taken) if taken else []

@@ -24,7 +24,7 @@ def test_a_part_and_all_of_a_mask_come_back(run, left):
     assert (bridged[CUT] >= masks[CUT]).all()
     wrong = ((bridged[CUT] > 0.5) != (first[0] > 0.5)).sum() / first[0].sum()
     assert wrong < 0.1 < (first[0] - masks[CUT]).sum() / first[0].sum()
-    assert f"dropped out in frames {CUT}; flow carried" in report
+    assert f"dropped out in frames {CUT}: flow bridged" in report
     assert shown.shape == shown_video(output).shape == (FRAMES, HEIGHT, WIDTH, 3)
     # the magenta of the given mask, and the green of the outline where the new one ends
     assert (shown[0, 24, 48] - images[0, 24, 48])[2] > 0.1

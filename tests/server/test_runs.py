@@ -131,7 +131,7 @@ def test_masks_of_another_tool_are_bridged_where_they_drop_out(client, bundled, 
     agreement = intersection_over_union(masks, scene.masks)
     assert agreement.min() > 0.7, agreement
     assert intersection_over_union(given, scene.masks).min() == 0
-    assert "dropped out in frames 4-5, 8; lite carried" in run.outputs["told"]["text"][0]
+    assert "dropped out in frames 4-5, 8: lite bridged" in run.outputs["told"]["text"][0]
     assert len(saved_video(client, run, "7", tmp_path)) == 12
 
 

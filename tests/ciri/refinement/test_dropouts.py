@@ -147,7 +147,7 @@ def test_what_no_detector_sees_is_bridged(columns):
     assert torch.equal(result.masks[others], masks[others])
     before, after = ((x - clip.clean).square().mean((1, 2, 3))[[4, 5]] for x in (given, result.inpainted))
     assert (after < 0.2 * before).all()
-    assert "dropped out in frames 4-5; flow carried" in result.report.text()
+    assert "dropped out in frames 4-5: flow bridged" in result.report.text()
 
 
 def test_a_detector_may_object():
@@ -167,6 +167,7 @@ def test_a_detector_may_object():
     result = removed(clip, masks, FlowPropagator(), Objects(clip))
     assert result.report.accepted == [5]
     assert torch.equal(result.masks[4], masks[4])
+    assert "Not changed, 1: the finished picture looks suspicious to the detector (frames 4)" in result.report.text()
 
 
 def test_without_a_propagator_it_is_only_said():

@@ -104,7 +104,7 @@ def test_masks_from_elsewhere_are_bridged_on_request():
         **options,
     )
     assert segmentation_score(bridged.masks.probs, scene.true).region.min() > 0.9
-    assert bridged.notes == ["Masks had dropped out in frames 2-3; flow carried those around there."]
+    assert bridged.notes == ["Masks had dropped out in frames 2-3: flow bridged them from those around."]
     assert seen == sorted(seen) and seen[-1] == 1
     error = (bridged.frames - scene.clean).abs().mean((1, 2, 3))
     assert error[2:4].max() < 0.3 * (plain.frames - scene.clean).abs().mean((1, 2, 3))[2:4].min()
@@ -136,7 +136,7 @@ def test_the_command_prints_the_report(on_disk, capsys):
     assert main([*arguments, "--refine", "--propagator", "flow"]) in (0, None)
     text = "".join(capsys.readouterr())
     assert "The masks of 2 frames were corrected." in text and "refinement" in text
-    assert "dropped out in frames 2-3; flow carried" in text
+    assert "dropped out in frames 2-3: flow bridged" in text
     assert len(list((on_disk / "refined").glob("*.png"))) == 6
 
 
@@ -145,6 +145,6 @@ def test_the_command_bridges_given_masks(on_disk, capsys):
 
     arguments = ["remove", str(on_disk / "frames"), "-o", str(on_disk / "out"), "--bridge", "--propagator", "flow"]
     assert main([*arguments, "--masks", str(on_disk / "masks")]) in (0, None)
-    assert "dropped out in frames 2-3; flow carried" in "".join(capsys.readouterr())
+    assert "dropped out in frames 2-3: flow bridged" in "".join(capsys.readouterr())
     assert main([*arguments, "--mask", str(on_disk / "masks" / "00000.png")]) == 2
     assert "--bridge without --masks" in "".join(capsys.readouterr())
