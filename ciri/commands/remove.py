@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     if args.masks and args.mask:
         raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
     if args.bridge and not args.masks:
-        raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give them with --masks, or leave it out.")
+        raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
     for output in filter(None, (args.output, args.save_masks, args.overlay)):
         media.check_output(output)
     device = shared.choose_device(args.device)
