@@ -81,7 +81,7 @@ def remove_object(
             frame show several objects: see :func:`ciri.propagation.objects.follow`.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
         bridge: where ``masks`` drop out for some frames, the propagator carries those of the frames around there
-            (:mod:`ciri.refinement.dropouts`). Refinement does so in any case, if it is given a propagator.
+            (:mod:`ciri.refinement.bridging`). Refinement does so in any case, if it is given a propagator.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
         attention: corrects the masks by what other frames show (paper 3.2), as
             :func:`ciri.inactivation.learned.shipped` gives it; None: they are used as they are.
@@ -146,7 +146,7 @@ def remove_object(
 
 def _bridged(frames: Tensor, track: MaskTrack, propagator: Propagator | None, on_step: OnStep) -> MaskTrack:
     """Masks from elsewhere, whole where they had dropped out."""
-    from ciri.refinement.dropouts import bridged_masks
+    from ciri.refinement.bridging import bridged_masks
 
     if propagator is None:
         raise CiriError("Bridging masks that drop out needs a propagator; give one, or leave bridge out.")

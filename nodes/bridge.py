@@ -6,7 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ciri.propagation.base import Propagator
-from ciri.refinement.dropouts import REACH, bridged_masks
+from ciri.refinement.bridging import bridged_masks
+from ciri.refinement.dropouts import REACH
 
 from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask, to_masks
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, masks_preview, video_preview

@@ -31,7 +31,7 @@ from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
 from ciri.media import read_clip, read_mask
 from ciri.propagation import registry as propagators
-from ciri.refinement.dropouts import bridged_masks
+from ciri.refinement.bridging import bridged_masks
 from ciri.refinement.refine import Refinement, refine
 from ciri.residue import registry as detectors
 from ciri.residue.base import Box, ResidueDetector

@@ -1,9 +1,8 @@
 """Masks that drop out: a frame covers less of the target than the frames on both sides of it do.
 
 Trackers lose a part for a few frames, and detectors that look at every frame for itself lose all of it in some. No
-residue detector is needed to see that, nor to mend it: the propagator, given the masks on both sides, fills in what
-lies between. Shapes only say where to look; a target that turns or hides covers less too, and then the propagator finds
-nothing to add.
+residue detector is needed to see that. Shapes only say where to look; a target that turns or hides covers less too, and
+then the propagator finds nothing to add (:mod:`ciri.refinement.bridging`).
 
 Dimensions: T frames, H W pixels, h w of smaller masks.
 """
@@ -15,13 +14,7 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
-
-from ciri.progress import OnStep, ignore, part
-from ciri.propagation.base import Propagator
-from ciri.propagation.flow import ranges
-from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, touching
 
 #: Frames before and after that a mask is compared with; a dropout is no longer than this.
 REACH = 5
@@ -31,13 +24,9 @@ DROPPED_BELOW = 0.93
 COMPARED_SIDE = 48
 #: What is missing holds discs of this radius (share of that side), and these fill this share of the target:
 #: a limb that swings, and the rim on which two masks never agree, are narrower.
-DISC, MISSING, GAINED = 0.06, 0.04, 0.055
+DISC, MISSING = 0.06, 0.04
 #: Two moves of a mask are as good as each other if their overlaps differ by less (rounding).
 AS_GOOD = 1 - 1e-5
-#: Masks on each side of a dropout that the propagator is given.
-ANCHORS = 1
-#: Half the width in pixels of what is no more than a rim.
-RIM = 1
 
 Bools = np.ndarray
 
@@ -64,84 +53,24 @@ def dropouts(masks: Tensor, fixed: Set[int] = frozenset()) -> list[int]:
     return found
 
 
-def bridged_masks(
-    frames: Tensor, masks: Tensor, propagator: Propagator, on_step: OnStep = ignore
-) -> tuple[Tensor, list[str]]:
-    """Return masks (T, 1, H, W) that are whole where they had dropped out, and sentences that say where.
-
-    Args:
-        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
-        masks: float32 (T, 1, H, W) in [0, 1], of any origin.
-        propagator: what carries masks.
-        on_step: progress callback; may raise to stop.
-    """
-    found, said = mend(frames, masks, (), frozenset(), propagator, on_step)
-    return torch.stack([found.get(t, mask) for t, mask in enumerate(masks)]), said
-
-
-def mend(
-    frames: Tensor,
-    masks: Tensor,
-    suspicious: Sequence[int],
-    fixed: Set[int],
-    propagator: Propagator | None,
-    on_step: OnStep,
-) -> tuple[dict[int, Tensor], list[str]]:
-    """Carry masks into frames that dropped out, and into suspicious ones if the frames around them are not.
-
-    Args:
-        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
-        masks: float32 (T, 1, H, W) in [0, 1].
-        suspicious: frames in which something else says that a part is missing.
-        fixed: frames whose masks stay.
-        propagator: what carries them; None: it is only said which frames dropped out.
-        on_step: progress callback; may raise to stop.
-
-    Returns:
-        As :func:`bridge`, and sentences for the person who started this.
-    """
-    dropped = set(dropouts(masks, fixed))
-    if propagator is None:
-        said = f"Masks seem to drop out in frames {ranges(sorted(dropped))}: with a propagator they would be bridged."
-        return {}, [said] if dropped else []
-    mended = bridge(frames, masks, dropped.union(short_runs(dropped.union(suspicious))), propagator, on_step)
-    said = f"Masks had dropped out in frames {ranges(list(mended))}: {propagator.name} bridged them from those around."
-    return mended, [said] if mended else []
-
-
 def short_runs(frames: Iterable[int], longest: int = REACH) -> list[int]:
     """The frames that have no more than so many neighbours among them in a row."""
-    return [t for run in _runs(sorted(frames), 1) if len(run) <= longest for t in run]
+    return [t for run in runs(sorted(frames), 1) if len(run) <= longest for t in run]
 
 
-def bridge(
-    frames: Tensor, masks: Tensor, missing: Set[int], propagator: Propagator, on_step: OnStep
-) -> dict[int, Tensor]:
-    """Propagate masks into the frames between them; return those that cover clearly more than before.
+def compact(added: Bools, area: float) -> float:
+    """The share of a target's area that lies in discs inside ``added``."""
+    radius = max(1, round(DISC * np.sqrt(area)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return float(cv2.morphologyEx(added.astype(np.uint8), cv2.MORPH_OPEN, disc).sum() / area)
 
-    Args:
-        frames: float32 (T, 3, H, W) in [0, 1], as filmed.
-        masks: float32 (T, 1, H, W) in [0, 1].
-        missing: the frames whose masks are not to be trusted.
-        propagator: what carries the others there.
-        on_step: progress callback; may raise to stop.
 
-    Returns:
-        frame -> mask, float32 (1, H, W) in [0, 1], nowhere below the given one.
-    """
-    windows = list(_windows(sorted(missing), len(frames)))
-    found: dict[int, Tensor] = {}
-    for number, window in enumerate(windows):
-        at = slice(window.start, window.stop)
-        keys = [t for t in window if t not in missing and (masks[t] > 0.5).any()]
-        if keys:
-            step = part(on_step, number / len(windows), (number + 1) / len(windows))
-            track = propagator.propagate(frames[at], masks[keys], [t - window.start for t in keys], on_step=step)
-            for t in sorted(missing & set(window)):
-                bridged = _with_parts(masks[t], track.probs[t - window.start].to(masks), masks[keys] > 0.5)
-                if bridged is not None:
-                    found[t] = bridged
-    return found
+def runs(frames: Sequence[int], gap: int) -> Iterator[list[int]]:
+    """Sorted frames in groups whose members are no farther than ``gap`` apart."""
+    ends = [i + 1 for i, (a, b) in enumerate(pairwise(frames)) if b - a > gap]
+    for start, stop in pairwise([0, *ends, len(frames)]):
+        if stop > start:
+            yield list(frames[start:stop])
 
 
 def _is_smaller(areas: Sequence[int], t: int) -> bool:
@@ -166,7 +95,7 @@ def _lacks(mask: Tensor, other: Tensor) -> bool:
     scale = min(1.0, COMPARED_SIDE / np.sqrt(area))
     small, larger = (_shrunk(x, scale) for x in (mask, other))
     missing = _moved_onto(larger, small) & (small <= 0.5)
-    return _compact(missing, scale * scale * area) > MISSING
+    return compact(missing, scale * scale * area) > MISSING
 
 
 def _shrunk(mask: Tensor, scale: float) -> np.ndarray:
@@ -190,48 +119,3 @@ def _moved_onto(mask: np.ndarray, onto: np.ndarray) -> Bools:
     moved = np.zeros_like(room)
     moved[y : y + high, x : x + wide] = shape
     return moved[high:-high, wide:-wide] > 0.5
-
-
-def _compact(added: Bools, area: float) -> float:
-    """The share of a target's area that lies in discs inside ``added``."""
-    radius = max(1, round(DISC * np.sqrt(area)))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return float(cv2.morphologyEx(added.astype(np.uint8), cv2.MORPH_OPEN, disc).sum() / area)
-
-
-def _with_parts(old: Tensor, new: Tensor, around: Tensor) -> Tensor | None:
-    """The old mask (1, H, W) with the new one's parts that are more than a rim; None if they are too small or large.
-
-    ``around`` are the masks that were carried, bool (k, 1, H, W).
-    """
-    areas = around.flatten(1).sum(1).float()
-    area = float(areas.median())
-    before = (old > 0.5)[0].cpu().numpy()
-    more = (new > 0.5)[0].cpu().numpy() & ~before
-    square = np.ones((2 * RIM + 1,) * 2, np.uint8)
-    cores = cv2.morphologyEx(more.astype(np.uint8), cv2.MORPH_OPEN, square)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(cores, connectivity=8)
-    large = np.isin(labels, [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= LEAST_SEED])
-    # where there was nothing of the target before or after, there is nothing in between
-    large = touching(large, before | around.any(0)[0].cpu().numpy(), CONNECTED_WITHIN * np.sqrt(area))
-    kept = (cv2.dilate(large.astype(np.uint8), square) > 0) & more
-    if _compact(kept, area) < GAINED or (kept | before).sum() > (1 + MOST_GROWTH) * float(areas.max()):
-        return None
-    # the soft rim of what is kept comes along, but nothing else of what is not
-    near = torch.from_numpy(cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0).to(old.device)
-    left_out = torch.from_numpy(more & ~kept).to(old.device)
-    return torch.where(near, torch.maximum(old, torch.where(left_out, new.clamp(max=0.49), new)), old)
-
-
-def _windows(missing: Sequence[int], count: int) -> Iterator[range]:
-    """Stretches of a clip of ``count`` frames around the missing ones, with anchors on both sides."""
-    for run in _runs(missing, 2 * ANCHORS):
-        yield range(max(run[0] - ANCHORS, 0), min(run[-1] + 1 + ANCHORS, count))
-
-
-def _runs(frames: Sequence[int], gap: int) -> Iterator[list[int]]:
-    """Sorted frames in groups whose members are no farther than ``gap`` apart."""
-    ends = [i + 1 for i, (a, b) in enumerate(pairwise(frames)) if b - a > gap]
-    for start, stop in pairwise([0, *ends, len(frames)]):
-        if stop > start:
-            yield list(frames[start:stop])

@@ -20,10 +20,10 @@ from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement import growth
+from ciri.refinement.bridging import mend
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.company import Company
 from ciri.refinement.decoder_inputs import Annotated, refinable
-from ciri.refinement.dropouts import mend
 from ciri.refinement.inputs import check, outside_inference
 from ciri.refinement.judging import Judge, Pictures
 from ciri.refinement.looks import Looks

@@ -17,7 +17,7 @@ class FakeModels(Models):
         self.scene = scene
 
     def propagator(self, name):
-        return Answers(self.scene.cut(), "misses")
+        return Answers(self.scene, self.scene.cut(), "misses")
 
     def backbone(self, name, mode="auto"):
         return Knows(self.scene)

@@ -1,5 +1,7 @@
 """A clip with a known answer, a detector that knows it, and a backbone that does too."""
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -75,19 +77,35 @@ def numbers(frames):
 
 
 class Answers:
-    """A propagator that answers with given masks of the whole clip, and keeps the frames and keys it was asked for."""
+    """A propagator that answers with given masks of the whole clip, whatever part of it is shown.
 
-    def __init__(self, masks, name="answers"):
-        self.masks, self.name, self.asked = masks, name, []
+    ``asked`` holds the frames and keys it was asked for, ``parts`` the rows and columns that it was shown.
+    """
+
+    def __init__(self, clip, masks, name="answers"):
+        self.clip, self.masks, self.name, self.asked, self.parts = clip, masks, name, [], []
 
     def propagate(self, frames, key_masks, key_frames, *, on_step=ignore):
-        at = numbers(frames)
+        found = [self._find(frame) for frame in frames]
+        at, (rows, columns) = [t for t, _ in found], found[0][1]
+        assert all(place == (rows, columns) for _, place in found)
         self.asked.append((at, [at[t] for t in key_frames]))
+        self.parts.append((rows, columns))
         on_step(1, 1)
-        return MaskTrack(self.masks[at].clone(), torch.ones(len(at)))
+        return MaskTrack(self.masks[at][..., rows, columns].clone(), torch.ones(len(at)))
 
     def parameters_to_refine(self):
         return []
+
+    def _find(self, part):
+        """The number of the frame that shows this part, and its rows and columns there."""
+        small, (height, width) = part.permute(1, 2, 0).numpy(), part.shape[1:]
+        differences = [
+            cv2.matchTemplate(frame.permute(1, 2, 0).numpy(), small, cv2.TM_SQDIFF) for frame in self.clip.frames
+        ]
+        t, y, x = np.unravel_index(np.argmin(differences), np.shape(differences))
+        assert differences[t][y, x] < 1  # files hold 255ths
+        return int(t), (slice(y, y + height), slice(x, x + width))
 
 
 class Oracle:

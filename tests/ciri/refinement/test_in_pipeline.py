@@ -14,7 +14,7 @@ from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene
 
 def misses(scene):
     """A propagator that loses a part of the target in two frames."""
-    return Answers(scene.cut(), "misses")
+    return Answers(scene, scene.cut(), "misses")
 
 
 def remove(scene, **options):

@@ -147,7 +147,7 @@ def test_tuning_corrects_masks_and_hands_back_the_tuned_copy(monkeypatch):
     monkeypatch.setattr(weight_space, "RATE", 3e-4)
     scene = Scene()
     masks = scene.cut()
-    given = build_lite(precision="fp32", guide=Answers(masks))
+    given = build_lite(precision="fp32", guide=Answers(scene, masks))
     before = content(given)
     result = run(scene, masks, given, settings=settings(epochs=20))
     assert same(given, before)
