@@ -31,7 +31,7 @@ REAL = 0.2
 #: Longest stretch of real frames.
 STRETCH = 40
 #: Slower than for training without hints: an object should not leave before the clip ends.
-COMPOSITES = replace(CLIPS, frames=LENGTH, speed=9.0, spacing=2, annotated=0.5, leave=0.2)
+COMPOSITES = replace(CLIPS, frames=LENGTH, speed=9.0, spacing=2, annotated=0.4, leave=0.2, company=0.6)
 #: Share of drawn clips without any hint, and with a spoiled one.
 UNGUIDED, SPOILED = 0.1, 0.3
 

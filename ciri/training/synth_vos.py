@@ -2,7 +2,8 @@
 
 A clip is a scene (a real clip at its own frame spacing, or a still under camera motion), with or without an
 annotated object of its own, and up to three pasted sprites above it. One object is the target, the others are
-occluders and distractors, some of them its look-alikes. Everything moves smoothly; targets deform, leave and come back;
+occluders and distractors, some of them its look-alikes, some close by: what comes out from behind a target, limb by
+limb, is what trackers take along. Everything moves smoothly; targets deform, leave and come back;
 light, shadow, blur, noise and compression are added. All of it is a function of the generator's state.
 
 Dimensions: b clips, t frames, l sprite layers, h w pixels, s side of a sprite.
@@ -11,7 +12,7 @@ Dimensions: b clips, t frames, l sprite layers, h w pixels, s side of a sprite.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,8 @@ class Recipe:
         leave: probability that a target leaves the frame.
         union: probability that a second object belongs to the target.
         twin: probability that a target has a look-alike.
+        company: probability that something moves about a pasted target, mostly behind it: the annotated object of a
+            scene, or another sprite.
         blur: probability that the sprites' motion is blurred.
     """
 
@@ -55,6 +58,7 @@ class Recipe:
     leave: float = 0.12
     union: float = 0.12
     twin: float = 0.3
+    company: float = 0.0
     blur: float = 0.3
 
 
@@ -81,9 +85,10 @@ class Sample:
 def synthesise(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> Sample:
     """Make a batch of clips."""
     h, w = bank.size
-    scene, own = _scenes(bank, recipe, batch, dice)
+    scene, own, meeting = _scenes(bank, recipe, batch, dice)
     scene = _camera(scene, recipe, dice)
     frames, alpha = scene[:, :, :3], scene[:, :, 3:]
+    gathering = _Gathering.about(alpha, meeting, recipe, dice)
     target = torch.where(own[:, None, None, None, None], alpha, torch.zeros_like(alpha))
     slot = torch.tensor([dice.below(LAYERS) for _ in range(batch)], device=frames.device)
     present = dice.uniform(batch, LAYERS) < recipe.crowd
@@ -91,12 +96,14 @@ def synthesise(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> Sample:
     targets = (slot[:, None] == layers) & ~own[:, None]
     # several things removed at once are one target: another layer joins it
     targets |= (dice.uniform(batch, 1) < recipe.union) & ((slot[:, None] + 2) % LAYERS == layers)
-    present |= targets
+    companion = ((slot[:, None] + 2) % LAYERS == layers) & (meeting & ~gathering.in_scene)[:, None]
+    present |= targets | companion
     casts = _cast(bank, recipe, batch, slot.tolist(), dice)
     for layer in range(LAYERS):
         is_target = targets[:, layer]
         sprites = _sprites(bank, casts[layer], recipe.frames, dice)
-        paint = _paint(sprites, recipe, (h, w), is_target, dice)
+        near = replace(gathering, which=gathering.which & (is_target | companion[:, layer]))
+        paint = _paint(sprites, recipe, (h, w), is_target, near, dice)
         paint = paint * present[:, layer, None, None, None, None]
         colour, cover = paint[:, :, :3], paint[:, :, 3:]
         frames = shadow(frames, cover, dice) * (1 - cover) + colour
@@ -109,16 +116,21 @@ def synthesise(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> Sample:
 # --------------------------------------------------------------------------------------------- scenes
 
 
-def _scenes(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> tuple[Tensor, Tensor]:
-    """Return scenes (b, t, 4, h, w), the fourth channel the annotated object, and which scenes have one (b,)."""
-    t, frames, masks, own = recipe.frames, [], [], []
+def _scenes(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scenes (b, t, 4, h, w), the fourth channel an annotated object.
+
+    And in which of them it is the target (b,), and in which a pasted target has company (b,); if there is an annotated
+    object, that is the company.
+    """
+    t, frames, masks, own, company = recipe.frames, [], [], [], []
     moving = [i for i, (index, _) in enumerate(bank.tracks) if len(index) > 1]
     still = [i for i, (index, _) in enumerate(bank.tracks) if len(index) == 1]
     for _ in range(batch):
         from_clip = bool(bank.clips) and (dice.chance(recipe.moving) or not bank.stills)
         tracks = moving if from_clip else still
         own.append(bool(tracks) and dice.chance(recipe.annotated))
-        if own[-1]:
+        company.append(not own[-1] and recipe.company > 0 and dice.chance(recipe.company))
+        if own[-1] or (company[-1] and tracks and dice.chance(0.5)):
             index, mask = bank.tracks[tracks[dice.below(len(tracks))]]
             order = _order(len(index), t, max(1, recipe.spacing // 2), dice)
             frames += [index[i] for i in order]
@@ -126,15 +138,16 @@ def _scenes(bank: Bank, recipe: Recipe, batch: int, dice: Dice) -> tuple[Tensor,
         elif from_clip:
             first, length = bank.clips[dice.below(len(bank.clips))]
             frames += [first + i for i in _order(length, t, recipe.spacing, dice)]
-            masks += [0] * t
+            masks += [-1] * t
         else:
             frames += [bank.stills[dice.below(len(bank.stills))]] * t
-            masks += [0] * t
-    has = torch.tensor(own, device=bank.frames.device)
-    pixels = bank.frames[torch.tensor(frames, device=bank.frames.device)]
-    objects = bank.masks[torch.tensor(masks, device=bank.frames.device)][:, None]
-    scene = torch.cat([pixels, objects * has.repeat_interleave(t)[:, None, None, None]], 1)
-    return scene.unflatten(0, (batch, t)).float() / 255, has
+            masks += [-1] * t
+    device = bank.frames.device
+    pixels = bank.frames[torch.tensor(frames, device=device)]
+    shown = torch.tensor(masks, device=device)
+    objects = bank.masks[shown.clamp(min=0)] * (shown >= 0)[:, None, None]
+    scene = torch.cat([pixels, objects[:, None]], 1).unflatten(0, (batch, t)).float() / 255
+    return scene, torch.tensor(own, device=device), torch.tensor(company, device=device)
 
 
 def _order(length: int, wanted: int, spacing: int, dice: Dice) -> list[int]:
@@ -232,10 +245,66 @@ def _patch(bank: Bank, side: int, dice: Dice) -> Tensor:
     return F.interpolate(patch, size=(side, side), mode="bilinear", align_corners=False)[0]
 
 
-def _paint(sprites: Tensor, recipe: Recipe, size: tuple[int, int], is_target: Tensor, dice: Dice) -> Tensor:
+@dataclass(frozen=True)
+class _Gathering:
+    """Where several things move about together, each on its own way.
+
+    Attributes:
+        which: bool (b,), the clips that have such a place.
+        in_scene: bool (b,), those of them in which the scene's object is one of the things.
+        start: (b, 2), its middle in the first frame, in pixels.
+        velocity: (b, 2), pixels per frame.
+        side: (b, 1), of the things there, in pixels.
+    """
+
+    which: Tensor
+    in_scene: Tensor
+    start: Tensor
+    velocity: Tensor
+    side: Tensor
+
+    @classmethod
+    def about(cls, alpha: Tensor, which: Tensor, recipe: Recipe, dice: Dice) -> _Gathering:
+        """Gather about the scenes' objects, shown by alpha (b, t, 1, h, w), or anywhere where there is none."""
+        b, t, _, h, w = alpha.shape
+        unit = h / 240
+        anywhere = torch.cat(
+            [dice.uniform(b, 1, low=0.2, high=0.8) * w, dice.uniform(b, 1, low=0.25, high=0.75) * h], 1
+        )
+        drift = recipe.speed * unit * 0.4 * dice.normal(b, 2)
+        side = torch.exp(dice.uniform(b, 1, low=math.log(50), high=math.log(200))) * unit
+        middles, areas = _middles(alpha)
+        seen = areas > SMALLEST
+        in_scene = which & seen[:, 0]
+        last = t - 1 - seen.flip(1).float().argmax(1)
+        moved = middles[torch.arange(b, device=alpha.device), last] - middles[:, 0]
+        inside = in_scene[:, None]
+        return cls(
+            which,
+            in_scene,
+            torch.where(inside, middles[:, 0], anywhere),
+            torch.where(inside, moved / last.clamp(min=1)[:, None], drift),
+            torch.where(inside, 1.3 * areas[:, :1].sqrt().clamp(min=34 * unit), side),
+        )
+
+
+def _middles(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroids (b, t, 2), x and y in pixels, and areas (b, t) of objects (b, t, 1, h, w)."""
+    h, w = alpha.shape[-2:]
+    shown = alpha[:, :, 0]
+    areas = shown.sum((2, 3))
+    x = (shown.sum(2) * torch.arange(w, device=alpha.device)).sum(2)
+    y = (shown.sum(3) * torch.arange(h, device=alpha.device)).sum(2)
+    return torch.stack([x, y], 2) / areas.clamp(min=1)[..., None], areas
+
+
+def _paint(
+    sprites: Tensor, recipe: Recipe, size: tuple[int, int], is_target: Tensor, gathering: _Gathering, dice: Dice
+) -> Tensor:
     """Lay sprites into frames along smooth paths: (b, t, 4, h, w), colour multiplied by alpha."""
     b, t = sprites.shape[:2]
     path = _Path(b, t, size, recipe, is_target, dice)
+    path.join(gathering, dice)
     time = torch.arange(t, device=sprites.device).float()[None]
     # an exposure of up to 0.6 frames, in three parts, blurs what moves fast
     exposure = [0.0, 0.3, 0.6] if dice.chance(recipe.blur) else [0.0]
@@ -276,6 +345,17 @@ class _Path:
         self.away = torch.where(leaves, dice.sign(b) * (width + self.side[:, 0]), torch.zeros(b, device=heading.device))
         self.middle = dice.uniform(b, 1, low=0.45, high=0.7) * max(t - 1, 1)
         self.width = dice.uniform(b, 1, low=0.12, high=0.22) * max(t - 1, 1)
+
+    def join(self, gathering: _Gathering, dice: Dice) -> None:
+        """Move about with the others, where there is a gathering: near them, and a few pixels a frame apart."""
+        b, unit, which = len(self.side), self.size[0] / 240, gathering.which[:, None]
+        side = gathering.side * torch.exp(0.3 * dice.normal(b, 1))
+        start = gathering.start + 0.25 * side * dice.normal(b, 2)
+        velocity = gathering.velocity + 2.5 * unit * dice.normal(b, 2)
+        self.side = torch.where(which, side.clamp(24 * unit, 240 * unit), self.side)
+        self.start = torch.where(which, start, self.start)
+        self.velocity = torch.where(which, velocity, self.velocity)
+        self.swing = torch.where(which, 0.3 * self.swing, self.swing)
 
     def grid(self, time: Tensor) -> Tensor:
         """Sampling grid (b t, h, w, 2) in the sprite's coordinates, for times (1, t)."""

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ciri.errors import TrainingError
 from ciri.propagation.base import MaskTrack
@@ -127,6 +128,30 @@ def test_the_mask_is_where_the_target_is_seen(bank, monkeypatch):
     outside = seen & (sample.masks < 0.5)
     assert float(outside.float().mean()) < 0.01
     assert float(sample.masks.sum((2, 3, 4)).std(1)[sample.usable].mean()) > 5, "targets move and change"
+
+
+def test_company_is_about_the_target(bank, monkeypatch):
+    """Every object is white over black scenes: what is bright and no target is company, sprite or scene's object."""
+    monkeypatch.setattr(synth_vos, "film", lambda frames, dice: frames)
+    white = replace(bank, frames=torch.zeros_like(bank.frames), sprites=bank.sprites.clone())
+    white.sprites[:, :3] = white.sprites[:, 3:]
+    for index, masks in white.tracks:
+        white.frames[index] = white.masks[masks][:, None].expand(-1, 3, -1, -1)
+    recipe = Recipe(4, annotated=0.0, crowd=0.0, union=0.0, twin=0.0, blur=0.0, leave=0.0, camera=0.0, company=1.0)
+
+    def about(**options):
+        """The share of clips in whose first and last frame others are seen close to the target, and of others there."""
+        sample = synthesise(white, replace(recipe, **options), 24, Dice(3, "cpu"))
+        others = (sample.frames.mean(2, keepdim=True) > 0.35).float()
+        near, rims = (F.max_pool2d(sample.masks.flatten(0, 1), 2 * r + 1, 1, r).view_as(others) for r in (30, 3))
+        others = others * (1 - rims)
+        seen = ((others * near).sum((2, 3, 4)) > 50).float().mean(0)
+        return float(seen[0]), float(seen[-1]), float((others * near).sum() / others.sum())
+
+    first, last, share = about()
+    assert first > 0.6 and last > 0.5 and share > 0.7
+    # what is in the scene anyhow
+    assert about(company=0.0)[0] < 0.3
 
 
 def test_annotated_objects_move_with_their_scene(bank, monkeypatch):
