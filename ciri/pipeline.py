@@ -59,6 +59,7 @@ def remove_object(
     propagator: Propagator | None = None,
     backbone: Backbone,
     key_frames: Sequence[int] = (0,),
+    keep: Tensor | None = None,
     masks: Tensor | None = None,
     bridge: bool = False,
     grow: int = 4,
@@ -79,6 +80,8 @@ def remove_object(
         backbone: fills what the masks cover.
         key_frames: the frame number of each annotated mask; negative ones count from the end. Several masks for one
             frame show several objects: see :func:`ciri.propagation.objects.follow`.
+        keep: (H, W) or (N, H, W) in [0, 1], what comes close to the object and is to stay, painted on the frame of the
+            first mask: it is followed too, and what belongs to it is not removed.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
         bridge: where ``masks`` drop out for some frames, the propagator carries those of the frames around there
             (:mod:`ciri.refinement.bridging`). Refinement does so in any case, if it is given a propagator.
@@ -111,7 +114,8 @@ def remove_object(
         if first_mask is None or propagator is None:
             raise MaskError("Nothing says what to remove: give a mask and a propagator, or a mask for every frame.")
         share = _PROPAGATION_SHARE
-        track = propagate(frames, first_mask, propagator, key_frames=key_frames, on_step=part(on_step, 0, share))
+        step = part(on_step, 0, share)
+        track = propagate(frames, first_mask, propagator, key_frames=key_frames, keep=keep, on_step=step)
     timings = {"propagation": time.perf_counter() - started}
     if attention is not None:
         began, before = time.perf_counter(), share
@@ -210,6 +214,7 @@ def propagate(
     propagator: Propagator,
     *,
     key_frames: Sequence[int] = (0,),
+    keep: Tensor | None = None,
     on_step: OnStep = ignore,
 ) -> MaskTrack:
     """Follow an object, or several, from the annotated masks through the clip.
@@ -220,7 +225,10 @@ def propagate(
     key_masks, notes = check_masks(first_mask, *frames.shape[2:], what="first mask")
     check_annotation(key_masks)
     numbers = check_key_frames(key_frames, len(key_masks), len(frames), repeated=True)
-    track = follow(propagator, frames, key_masks, numbers, on_step=on_step)
+    if keep is not None:
+        keep, more = check_masks(keep, *frames.shape[2:], what="mask of what is to stay")
+        notes += more
+    track = follow(propagator, frames, key_masks, numbers, keep=keep, on_step=on_step)
     lost = track.lost_frames()
     # a propagator that words this better has done so already
     if lost and not track.notes:

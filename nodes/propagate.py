@@ -63,6 +63,13 @@ class PropagateMask(io.ComfyNode):
                     tooltip="What goes along with the object, such as its shadow, painted on the same frame. Each mask "
                     "of a batch is followed by itself; the masks are joined.",
                 ),
+                io.Mask.Input(
+                    "keep",
+                    optional=True,
+                    tooltip="What must stay although it comes close to the object, such as somebody who walks behind "
+                    "it, painted on the same frame. It is followed too, and what belongs to it is not removed. Each "
+                    "mask of a batch is followed by itself.",
+                ),
             ],
             outputs=[
                 io.Mask.Output("masks", display_name="masks", tooltip="The object in every frame, 0 to 1."),
@@ -105,11 +112,15 @@ class PropagateMask(io.ComfyNode):
         key_masks: Tensor | None = None,
         key_frames: str = "",
         further_objects: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> io.NodeOutput:
         frames = to_clip(images)
         painted = Painted(painted_frame, first_mask, further_objects)
         masks, numbers, notes = _annotations(frames, painted, key_masks, parse_key_frames(key_frames))
-        track = follow(propagator, frames, masks, numbers, on_step=progress())
+        if keep is not None:
+            keep, more = check_masks(keep, *frames.shape[2:], what="mask of what is to stay")
+            notes += more
+        track = follow(propagator, frames, masks, numbers, keep=keep, on_step=progress())
         # small: at full size, nobody would want a second copy of the clip in memory
         tinted = overlay(preview_size(frames), preview_size(track.probs))
         return io.NodeOutput(

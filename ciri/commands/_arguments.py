@@ -38,6 +38,14 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         help="frame of INPUT that the mask was painted on (default: the first); once for each --mask, in order",
     )
     parser.add_argument(
+        "--keep",
+        action="append",
+        type=Path,
+        metavar="MASK",
+        help="image in which something is white that comes close to the object and is to stay, painted on the frame of "
+        "the first --mask; repeat it for more",
+    )
+    parser.add_argument(
         "--propagator",
         default=propagators.DEFAULT,
         metavar="NAME",
@@ -81,10 +89,6 @@ def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str
         MaskError: no mask, masks of different sizes, or another number of masks than of frame numbers.
         MediaError: a file is not readable.
     """
-    import torch
-
-    from ciri.media import read_mask
-
     if not args.mask:
         raise MaskError("No --mask: give an image in which the object is white, painted on one frame of the clip.")
     numbers = args.mask_frame if args.mask_frame is not None else [args.start] * (len(args.mask) == 1)
@@ -98,11 +102,30 @@ def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str
         raise MaskError(
             f"--mask-frame {early[0]} lies before --start {args.start}; the frames are INPUT's own numbers."
         )
-    masks, notes = zip(*[read_mask(file) for file in args.mask], strict=True)
-    for file, mask in zip(args.mask, masks, strict=True):
+    masks, notes = _read_masks(args.mask)
+    return masks, [number - args.start for number in numbers], notes
+
+
+def read_keep(args: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Return the masks (N, H, W) of what is to stay, None if there are none, and notes.
+
+    Raises:
+        MaskError: masks of different sizes.
+        MediaError: a file is not readable.
+    """
+    return _read_masks(args.keep) if args.keep else (None, [])
+
+
+def _read_masks(files: list[Path]) -> tuple[Any, list[str]]:
+    import torch
+
+    from ciri.media import read_mask
+
+    masks, notes = zip(*[read_mask(file) for file in files], strict=True)
+    for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
-            raise MaskError(f"{file} has another size than {args.mask[0]}; paint all masks on frames of the same clip.")
-    return torch.stack(masks), [number - args.start for number in numbers], [note for more in notes for note in more]
+            raise MaskError(f"{file} has another size than {files[0]}; paint all masks on frames of the same clip.")
+    return torch.stack(masks), [note for more in notes for note in more]
 
 
 @contextmanager

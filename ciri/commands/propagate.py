@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> None:
     propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
     clip = media.read_clip(args.input, start=args.start, count=args.frames)
     annotated, key_frames, notes = shared.read_annotations(args)
+    keep, more = shared.read_keep(args)
+    notes += more
     started = time.perf_counter()
     with shared.progress("propagating") as bar:
-        track = propagate(clip.frames, annotated, propagator, key_frames=key_frames, on_step=bar)
+        track = propagate(clip.frames, annotated, propagator, key_frames=key_frames, keep=keep, on_step=bar)
     timings = {"propagation": time.perf_counter() - started}
     notes += track.notes + media.write_clip(args.output, track.probs, clip)
     if args.overlay:

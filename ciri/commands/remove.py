@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.masks and args.mask:
         raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
+    if args.keep and args.masks:
+        raise MaskError("Both --keep and --masks: what is to stay is left out of --masks already, or erase it there.")
     if args.bridge and not args.masks:
         raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
     for output in filter(None, (args.output, args.save_masks, args.overlay)):
@@ -104,7 +106,9 @@ def run(args: argparse.Namespace) -> None:
         options = {"masks": masks, "bridge": args.bridge}
     else:
         annotated, key_frames, notes = shared.read_annotations(args)
-        options = {"first_mask": annotated, "key_frames": key_frames}
+        keep, more = shared.read_keep(args)
+        notes += more
+        options = {"first_mask": annotated, "key_frames": key_frames, "keep": keep}
     if args.refine or args.bridge or not args.masks:
         options["propagator"] = shared.built(propagators, args.propagator, args.propagator_weights, device)
     with shared.progress("removing") as bar:

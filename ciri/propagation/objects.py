@@ -1,7 +1,10 @@
-"""Several objects that leave together: each is followed by itself, and their masks are joined.
+"""Several objects: some leave together, others are to stay.
 
-A shadow is the usual second object. Painted along with what casts it, it is often lost: a propagator knows the object
-again by its looks, and the two look nothing alike.
+What leaves is followed object by object, and their masks are joined. A shadow is the usual second object. Painted along
+with what casts it, it is often lost: a propagator knows the object again by its looks, and the two look nothing alike.
+
+What is to stay comes close to the target, and is taken along by a propagator that knows the target only: the legs of
+somebody who walks behind it. Followed as an object of its own, it competes for its pixels.
 """
 
 from __future__ import annotations
@@ -14,37 +17,56 @@ from torch import Tensor
 from ciri.errors import MaskError
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import MaskTrack, Propagator
+from ciri.propagation.engine import Annotation, MemoryPropagator
 
 #: Every object takes the time of one; more masks for a frame are hardly objects that a person painted.
 MOST_OBJECTS = 8
 
 
 def follow(
-    propagator: Propagator, frames: Tensor, masks: Tensor, numbers: Sequence[int], *, on_step: OnStep = ignore
+    propagator: Propagator,
+    frames: Tensor,
+    masks: Tensor,
+    numbers: Sequence[int],
+    *,
+    keep: Tensor | None = None,
+    on_step: OnStep = ignore,
 ) -> MaskTrack:
     """Follow what was painted through a clip. Of several masks for one frame, each shows an object.
 
-    The n-th mask of a frame belongs to the n-th object, in the order given. With one mask a frame there is one object,
-    and the answer is the propagator's own.
+    The n-th mask of a frame belongs to the n-th object, in the order given. With one mask a frame and nothing to keep
+    there is one object, and the answer is the propagator's own.
 
     Args:
         propagator: follows each object.
         frames: float32 (T, 3, H, W) in [0, 1].
         masks: float32 (K, 1, H, W) in [0, 1], none of them empty.
         numbers: the K frame indices that the masks belong to; each in 0..T-1.
+        keep: float32 (N, 1, H, W) in [0, 1], what is to stay, painted on the frame of the first mask; each mask shows
+            an object. Where it overlaps with masks of that frame, these count.
         on_step: progress callback over all objects; may raise to stop.
 
     Returns:
         The largest of the objects' probabilities at each pixel, and the least of their confidences in each frame; with
         several, the notes say so, and which object each is about.
+
+    Raises:
+        MaskError: a mask of what is to stay is empty, or lies within what is to go.
     """
     objects = grouped(numbers)
+    stay = None if keep is None else _beside(keep, masks[[n == numbers[0] for n in numbers]])
+
+    def one(own: list[int], on_step: OnStep) -> MaskTrack:
+        at = [numbers[i] for i in own]
+        if stay is None:
+            return propagator.propagate(frames, masks[own], at, on_step=on_step)
+        return _apart(propagator, frames, masks[own], at, stay, numbers[0], on_step)
+
     if len(objects) == 1:
-        return propagator.propagate(frames, masks, list(numbers), on_step=on_step)
+        return one(objects[0], on_step)
     joined: MaskTrack | None = None
     for n, own in enumerate(objects):
-        share = part(on_step, n / len(objects), (n + 1) / len(objects))
-        track = propagator.propagate(frames, masks[own], [numbers[i] for i in own], on_step=share)
+        track = one(own, part(on_step, n / len(objects), (n + 1) / len(objects)))
         track.notes = [f"Object {n + 1}: {note}" for note in track.notes]
         if joined is None:
             joined = track
@@ -59,6 +81,47 @@ def follow(
         0, f"{len(objects)} objects were followed by themselves; the confidence is the least of theirs."
     )
     return joined
+
+
+def _beside(keep: Tensor, masks: Tensor) -> Tensor:
+    """What is to stay (N, 1, H, W) without what is to go (k, 1, H, W)."""
+    beside = keep * (masks.amax(0) <= 0.5)
+    for before, after in zip(keep, beside, strict=True):
+        if not (after > 0.5).any():
+            what = "lies within what is to be removed" if (before > 0.5).any() else "is empty"
+            raise MaskError(
+                f"A mask of what is to stay {what}; paint in white what has to stay beside the object, or leave it out."
+            )
+    return beside
+
+
+def _apart(
+    propagator: Propagator,
+    frames: Tensor,
+    masks: Tensor,
+    numbers: Sequence[int],
+    stay: Tensor,
+    stay_frame: int,
+    on_step: OnStep,
+) -> MaskTrack:
+    """Follow one object while others claim what is theirs; all arguments as those of :func:`follow`."""
+    if isinstance(propagator, MemoryPropagator):
+        painted = [Annotation(t, 0, mask) for t, mask in zip(numbers, masks, strict=True)]
+        painted += [Annotation(stay_frame, n, mask) for n, mask in enumerate(stay, 1)]
+        tracks = propagator.propagate_objects(frames, painted, on_step=on_step)
+        notes = [note.replace("Object 0", "The target") for note in tracks.notes]
+        notes = [note for note in notes if not note.startswith("Object ")]
+        return MaskTrack(tracks.probs[:, :1], tracks.confidence[:, 0], notes)
+    share = 1 / (1 + len(stay))
+    track = propagator.propagate(frames, masks, list(numbers), on_step=part(on_step, 0, share))
+    probs = track.probs
+    for n, mask in enumerate(stay, 1):
+        step = part(on_step, n * share, (n + 1) * share)
+        other = propagator.propagate(frames, mask[None], [stay_frame], on_step=step)
+        probs = torch.where(other.probs > probs, 0, probs)
+    for t, mask in zip(numbers, masks, strict=True):
+        probs[t] = mask
+    return MaskTrack(probs, track.confidence, track.notes)
 
 
 def grouped(numbers: Sequence[int]) -> list[list[int]]:

@@ -110,6 +110,24 @@ def test_propagate_from_a_later_frame_back_to_the_first(scene, tmp_path, capsys)
     assert len(list((tmp_path / "look").iterdir())) == COUNT
 
 
+def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
+    """Half of the object is painted as what goes, the other half as what stays."""
+    painted = cv2.imread(str(scene / "masks" / "00000.png"), cv2.IMREAD_GRAYSCALE)
+    middle = int(np.nonzero(painted.any(0))[0].mean())
+    for name, columns in (("goes", slice(middle, None)), ("stays", slice(0, middle))):
+        half = painted.copy()
+        half[:, columns] = 0
+        cv2.imwrite(str(tmp_path / f"{name}.png"), half)
+    code, said = run(
+        capsys, "propagate", scene / "frames", "--mask", tmp_path / "goes.png", "--keep", tmp_path / "stays.png",
+        "-o", tmp_path / "masks",
+    )  # fmt: skip
+    assert code == 0, said
+    followed, true = media.read_masks(tmp_path / "masks")[0] > 0.5, media.read_masks(scene / "masks")[0] > 0.5
+    assert (followed.flatten(1).sum(1) < 0.75 * true.flatten(1).sum(1)).all()
+    assert (followed & true).sum() > 0.25 * true.sum()
+
+
 def bad_calls(scene, folder):
     """Arguments, and words that the one line on standard error must hold."""
     frames, mask, out = scene / "frames", scene / "masks" / "00000.png", folder / "out"
@@ -127,6 +145,8 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--masks", scene / "masks"], "Both --mask and --masks"),
         (["remove", frames, *given, "--mask-frame", 3, "--mask-frame", 4], "1 --mask but 2 --mask-frame"),
         (["remove", frames, *given, "--mask", mask], "2 --mask but 0 --mask-frame"),
+        (["remove", frames, *given, "--keep", mask], "to stay lies within what is to be removed"),
+        (["remove", frames, "--masks", scene / "masks", "--keep", mask, "-o", out], "Both --keep and --masks"),
         (["remove", frames, *given, "--mask-frame", 99], "outside the clip"),
         (["remove", frames, *given, "--start", 4, "--mask-frame", 2], "lies before --start"),
         (["remove", frames, *given, "--start", 99], "no frame 99"),

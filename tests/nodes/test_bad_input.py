@@ -88,6 +88,8 @@ BAD = {
     ),
     "a clip of further objects": ({"further_objects": disc().repeat(8, 1, 1)}, "9 objects are painted"),
     "empty further object": ({"further_objects": torch.zeros(1, 40, 64)}, "further object is empty"),
+    "nothing that is to stay": ({"keep": torch.zeros(1, 40, 64)}, "to stay is empty; paint in white what has to stay"),
+    "it is to go as well": ({"keep": disc()[None]}, "to stay lies within what is to be removed"),
     "words as key frames": ({"key_masks": disc()[None], "key_frames": "one"}, "key_frames is 'one'; expected frame"),
 }
 

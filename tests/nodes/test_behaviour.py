@@ -87,6 +87,17 @@ def test_propagate_follows_further_objects_by_themselves_and_joins_the_masks(run
     assert "Object 2: The mask was held." in output.args[1]
 
 
+def test_propagate_leaves_out_what_is_to_stay(run):
+    propagator, other = Hold(), disc(radius=6).roll(8, 1)
+    output = run(
+        "CIRI_PropagateMask", images=clip(frames=6), first_mask=disc()[None], propagator=propagator, keep=other[None]
+    )
+    assert [numbers for _, _, numbers in propagator.calls] == [[0], [0]]
+    beside = other * (disc() <= 0.5)
+    assert torch.equal(propagator.calls[1][1][0, 0], beside)
+    assert torch.equal(output.args[0], (disc() * (beside <= disc())).expand(6, -1, -1))
+
+
 def test_propagate_resizes_a_mask_of_the_same_shape_and_says_so(run):
     small = disc(20, 32, 5)
     output = run("CIRI_PropagateMask", images=clip(), first_mask=small[None], propagator=Hold())

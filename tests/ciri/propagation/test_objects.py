@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from ciri.errors import MaskError
 from ciri.propagation.base import MaskTrack
+from ciri.propagation.engine import MemoryPropagator, ObjectTracks
+from ciri.propagation.lite import LiteNetwork, build_lite
 from ciri.propagation.objects import MOST_OBJECTS, check_objects, follow, grouped
+from tests.ciri.refinement.scenes import noise
 
 
 class Hold:
@@ -62,6 +65,70 @@ def test_progress_runs_once_over_all_objects():
     steps = []
     follow(Hold(), FRAMES, boxes(0, 4, 8), [0, 0, 0], on_step=lambda done, total: steps.append(done / total))
     assert steps == pytest.approx([1 / 3, 2 / 3, 1], abs=0.01)
+
+
+def test_what_is_to_stay_claims_what_is_more_likely_its_own():
+    masks, keep = 0.6 * boxes(2), 0.9 * boxes(5)
+    masks[:, :, :, :4] /= 0.6
+    masks[0, 0, 3, 5] = 0.3
+    hold = Hold()
+    track = follow(hold, FRAMES, masks, [1], keep=keep)
+    assert [numbers for _, numbers in hold.asked] == [[1], [1]]
+    assert torch.equal(track.probs[1], masks[0]), "what was painted stays"
+    # columns 2 to 5 were painted, and 5 to 8 are to stay: where both are, the more likely one has it
+    expected = masks[0].clone()
+    expected[:, 3, 5] = 0
+    assert torch.equal(track.probs[0], expected)
+    assert torch.equal(hold.asked[1][0][0, 0] > 0.5, (keep[0, 0] > 0.5) & ~(masks[0, 0] > 0.5))
+
+
+def test_a_memory_follows_what_goes_and_what_stays_together():
+    class Records(MemoryPropagator):
+        def propagate_objects(self, frames, annotations, *, on_step):
+            self.asked.append(annotations)
+            probs = torch.stack([torch.full((8, 16), 0.1 * (1 + o)) for o in range(3)])
+            on_step(1, 1)
+            notes = ["New shots seem to begin at frames 3.", "Object 0 is gone in frames 4.", "Object 1 is gone too."]
+            return ObjectTracks(probs.expand(5, -1, -1, -1), torch.tensor([0.9, 0.2, 0.1]).expand(5, -1), notes)
+
+    records = Records(LiteNetwork())
+    records.asked, goes, stays = [], boxes(0, 1, 12), boxes(4, 9)
+    track = follow(records, FRAMES, goes[:2], [2, 4], keep=stays)
+    assert [(a.frame, a.object) for a in records.asked[0]] == [(2, 0), (4, 0), (2, 1), (2, 2)]
+    for annotation, mask in zip(records.asked[0], torch.cat([goes[:2], stays]), strict=True):
+        assert torch.equal(annotation.mask, mask)
+    assert track.probs.shape == (5, 1, 8, 16) and float(track.probs.max()) == pytest.approx(0.1)
+    assert torch.equal(track.confidence, torch.full((5,), 0.9))
+    assert track.notes == ["New shots seem to begin at frames 3.", "The target is gone in frames 4."]
+    # every further object has to hold its own against what stays
+    follow(records, FRAMES, goes[[0, 2]], [2, 2], keep=stays)
+    assert [[(a.frame, a.object) for a in asked] for asked in records.asked[1:]] == 2 * [[(2, 0), (2, 1), (2, 2)]]
+
+
+@pytest.mark.parametrize(("left", "size", "words"), [(5, 0, "is empty"), (4, 1, "lies within what is to be removed")])
+def test_nothing_to_keep_is_refused(left, size, words):
+    with pytest.raises(MaskError, match=words):
+        follow(Hold(), FRAMES, boxes(4), [0], keep=size * boxes(left))
+
+
+def test_a_twin_that_comes_out_from_behind_is_not_taken_along():
+    generator = torch.Generator().manual_seed(3)
+    background = noise(generator, 3, 96, 160, 8) * torch.tensor([0.3, 0.6, 1.0])[:, None, None]
+    coat = 0.4 + 0.6 * noise(generator, 3, 48, 30, 5) * torch.tensor([1.0, 0.3, 0.2])[:, None, None]
+    frames, true, twin = background.expand(10, -1, -1, -1).clone(), torch.zeros(10, 1, 96, 160), torch.zeros(1, 96, 160)
+    for t in range(10):
+        for x, mask in ((62 + 5 * t, twin if t == 0 else torch.zeros(1, 96, 160)), (40, true[t])):
+            frames[t, :, 24:72, x : x + 30] = coat
+            mask[:, 24:72, x : x + 30] = 1
+    propagator = build_lite(precision="fp32")
+
+    def leak(**options):
+        masks = follow(propagator, frames, true[:1], [0], **options).probs > 0.5
+        missed = (true.bool() & ~masks).sum() / true.sum()
+        return float((masks & ~true.bool()).sum() / true.sum()), float(missed)
+
+    alone, apart = leak(), leak(keep=twin[None])
+    assert alone[0] > 0.1 and apart[0] < 0.5 * alone[0] and apart[1] < 0.1
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
