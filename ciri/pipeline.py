@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ciri.errors import CiriError, MaskError
 from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks
+from ciri.inactivation.fusion import spared
 from ciri.inactivation.learned import inactivation_map
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
@@ -131,6 +132,8 @@ def remove_object(
             shadow=shadows,
             on_step=part(on_step, before, share),
         )
+        if track.kept is not None:
+            corrected = spared(corrected, track.probs, track.kept)
         track = replace(track, probs=corrected)
         timings["attention"] = time.perf_counter() - began
     began = time.perf_counter()
@@ -235,7 +238,7 @@ def propagate(
         notes.append(
             f"The object is gone or was lost in {len(lost)} of {len(frames)} frames, first in frame {lost[0]}."
         )
-    return MaskTrack(track.probs, track.confidence, notes + track.notes)
+    return replace(track, notes=notes + track.notes)
 
 
 def given_masks(frames: Tensor, masks: Tensor) -> MaskTrack:

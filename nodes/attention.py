@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ciri.inactivation.clip import complementary_attention
 from ciri.inactivation.features import describe_attention, learned_beta
-from ciri.inactivation.fusion import fuse
+from ciri.inactivation.fusion import fuse, spared
 from ciri.inpainting.base import Backbone
 
 from ._adapt import (
@@ -70,6 +70,12 @@ class ComplementaryAttention(io.ComfyNode):
                     label_off="the object alone",
                     tooltip="Find the object's shadow too, so that it is removed along (lite and optical flow).",
                 ),
+                io.Mask.Input(
+                    "kept",
+                    optional=True,
+                    tooltip="What must stay, in every frame: kept of Propagate mask. No more of it is taken than the "
+                    "masks take.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -99,6 +105,7 @@ class ComplementaryAttention(io.ComfyNode):
         painted_frame: int,
         region: float,
         shadow: bool = True,
+        kept: Tensor | None = None,
     ) -> io.NodeOutput:
         frames = to_clip(images)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
@@ -113,6 +120,9 @@ class ComplementaryAttention(io.ComfyNode):
             shadow=shadow,
             on_step=progress(),
         )
+        if kept is not None:
+            stays, still_more = to_masks(kept, frames, what="mask of what is to stay")
+            attention, more = spared(attention, predicted, stays), more + still_more
         shown = heat_preview(frames, attention, predicted)
         report = _describe(attention, predicted, backbone, notes + more)
         return io.NodeOutput(to_mask(attention), report, to_image(shown), ui=video_preview(shown, PREVIEW_FPS))

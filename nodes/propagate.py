@@ -90,6 +90,12 @@ class PropagateMask(io.ComfyNode):
                     tooltip=f"The clip with the masks tinted over it, at most {PREVIEW_SIDE} pixels long: "
                     "Mask overlay makes it in full size.",
                 ),
+                io.Mask.Output(
+                    "kept",
+                    display_name="kept",
+                    tooltip="What was painted to be kept, in every frame; empty where nothing was. For Complementary "
+                    "attention, which might take it otherwise.",
+                ),
             ],
         )
 
@@ -123,11 +129,13 @@ class PropagateMask(io.ComfyNode):
         track = follow(propagator, frames, masks, numbers, keep=keep, on_step=progress())
         # small: at full size, nobody would want a second copy of the clip in memory
         tinted = overlay(preview_size(frames), preview_size(track.probs))
+        kept = torch.zeros_like(track.probs) if track.kept is None else track.kept
         return io.NodeOutput(
             to_mask(track.probs),
             describe_track(track, propagator.name, notes),
             [round(float(value), 4) for value in track.confidence],
             to_image(tinted),
+            to_mask(kept),
             ui=video_preview(tinted, PREVIEW_FPS),
         )
 

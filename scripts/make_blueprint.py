@@ -65,6 +65,8 @@ def surrounded() -> dict:
     further = {"image": "ciri_example_frame0.png", "channel": "alpha"}
     kept["20"] = {"class_type": "LoadImageMask", "inputs": further}
     kept["7"]["inputs"]["further_objects"] = ["20", 0]
+    kept["23"] = {"class_type": "LoadImageMask", "inputs": further}
+    kept["7"]["inputs"]["keep"] = ["23", 0]
     kept["21"] = {"class_type": "CIRI_MaskOverlay", "inputs": {"images": ["2", 0], "masks": ["7", 0]}}
     kept["22"] = {"class_type": "PreviewAny", "inputs": {"source": ["7", 1]}}
     return kept

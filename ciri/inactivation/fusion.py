@@ -26,6 +26,26 @@ def fuse(predicted: Tensor, attention: Tensor, beta: Tensor | float) -> Tensor:
     return beta * predicted + (1 - beta) * attention
 
 
+def spared(found: Tensor, predicted: Tensor, kept: Tensor) -> Tensor:
+    """Return a map (T, 1, H, W) that takes nothing more of what is to stay than the propagator's masks do.
+
+    What stays differs from the scene behind it as the target does, so an attention map would take it back.
+
+    Args:
+        found, predicted: an attention map or M_iac, and M_pred.
+        kept: what is to stay, as it was followed along with the target.
+
+    Raises:
+        MaskError: the maps differ in shape.
+    """
+    if not found.shape == predicted.shape == kept.shape:
+        raise MaskError(
+            f"What is to stay has shape {tuple(kept.shape)}, the masks {tuple(predicted.shape)} and the map "
+            f"{tuple(found.shape)}; all have to come from the same clip."
+        )
+    return torch.where(kept > 0.5, torch.minimum(found, predicted), found)
+
+
 class Fusion(nn.Module):
     """Eq. 3 with the learnable scalar b, kept in (0, 1) by a sigmoid."""
 

@@ -48,7 +48,7 @@ def follow(
 
     Returns:
         The largest of the objects' probabilities at each pixel, and the least of their confidences in each frame; with
-        several, the notes say so, and which object each is about.
+        several, the notes say so, and which object each is about. ``kept`` shows what stays, if that was asked for.
 
     Raises:
         MaskError: a mask of what is to stay is empty, or lies within what is to go.
@@ -75,6 +75,7 @@ def follow(
                 torch.maximum(joined.probs, track.probs),
                 torch.minimum(joined.confidence, track.confidence),
                 joined.notes + track.notes,
+                joined.kept if track.kept is None or joined.kept is None else torch.minimum(joined.kept, track.kept),
             )
     assert joined is not None
     joined.notes.insert(
@@ -111,17 +112,18 @@ def _apart(
         tracks = propagator.propagate_objects(frames, painted, on_step=on_step)
         notes = [note.replace("Object 0", "The target") for note in tracks.notes]
         notes = [note for note in notes if not note.startswith("Object ")]
-        return MaskTrack(tracks.probs[:, :1], tracks.confidence[:, 0], notes)
+        return MaskTrack(tracks.probs[:, :1], tracks.confidence[:, 0], notes, tracks.probs[:, 1:].amax(1, keepdim=True))
     share = 1 / (1 + len(stay))
     track = propagator.propagate(frames, masks, list(numbers), on_step=part(on_step, 0, share))
-    probs = track.probs
+    probs, kept = track.probs, torch.zeros_like(track.probs)
     for n, mask in enumerate(stay, 1):
         step = part(on_step, n * share, (n + 1) * share)
         other = propagator.propagate(frames, mask[None], [stay_frame], on_step=step)
-        probs = torch.where(other.probs > probs, 0, probs)
+        kept = torch.maximum(kept, other.probs)
     for t, mask in zip(numbers, masks, strict=True):
-        probs[t] = mask
-    return MaskTrack(probs, track.confidence, track.notes)
+        kept[t] *= mask == 0
+    theirs = kept > probs
+    return MaskTrack(probs.masked_fill(theirs, 0), track.confidence, track.notes, kept.masked_fill(~theirs, 0))
 
 
 def grouped(numbers: Sequence[int]) -> list[list[int]]:

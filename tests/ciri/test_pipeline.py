@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ciri import pipeline
 from ciri.errors import ClipError, MaskError
 from ciri.frames import grow_mask
 from ciri.inactivation.learned import inactivation_map, shipped
@@ -55,6 +56,19 @@ def painted():
     mask = torch.zeros(HEIGHT, WIDTH)
     mask[10:20, 8:18] = 1
     return mask
+
+
+def test_what_is_to_stay_is_not_taken_by_attention_either(monkeypatch):
+    monkeypatch.setattr(pipeline, "inactivation_map", lambda frames, *_, **__: torch.ones_like(frames[:, :1]))
+    stays = torch.zeros(HEIGHT, WIDTH)
+    stays[10:20, 14:24] = 1
+    options = {"propagator": Shifts(), "backbone": Paints(), "attention": object(), "grow": 0, "feather": 0}
+    removal = remove_object(clip(), painted(), keep=stays, **options)
+    assert torch.equal(removal.frames[0, :, 10:20, 18:24], clip()[0, :, 10:20, 18:24])
+    assert (removal.masks.probs[:, :, :8] == 1).all(), "elsewhere attention has its way"
+    for t in range(COUNT):
+        kept = torch.roll(stays * (1 - painted()), t, -1) > 0
+        assert torch.equal(removal.masks.kept[t, 0] > 0.5, kept) and not removal.masks.probs[t, 0][kept].any()
 
 
 def test_removes_where_the_object_is_and_nowhere_else():

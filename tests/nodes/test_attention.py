@@ -60,6 +60,16 @@ def test_a_backbone_without_an_encoder_gets_the_learned_map(run, shadow):
     assert "what other frames show" in report
 
 
+def test_of_what_is_kept_no_more_is_taken_than_the_masks_take(run):
+    masks = 0.4 * disc().repeat(4, 1, 1)
+    plain = attend(run, masks=masks, region=100.0).args[0]
+    kept = torch.zeros(4, 40, 64)
+    kept[1:, :, 32:] = 1
+    attention = attend(run, masks=masks, region=100.0, kept=kept).args[0]
+    assert (plain > masks)[kept > 0].any()
+    assert torch.equal(attention, torch.where(kept > 0, torch.minimum(plain, masks), plain))
+
+
 def test_a_network_of_a_fixed_size_is_asked_at_that_size(run):
     backbone = Pools()
     backbone.facts = BackboneFacts(fixed_size=(16, 24))

@@ -34,7 +34,8 @@ def shown_video(output):
 def test_propagate_returns_masks_report_confidence_and_overlay(run):
     images, mask = clip(), disc()
     output = run("CIRI_PropagateMask", images=images, first_mask=mask[None], propagator=Hold())
-    masks, report, confidence, tinted = output.args
+    masks, report, confidence, tinted, kept = output.args
+    assert kept.shape == masks.shape and not kept.any()
     assert torch.equal(masks, mask.expand(4, -1, -1)) and masks.dtype == torch.float32
     assert confidence == pytest.approx([1.0, 0.9, 0.8, 0.7])
     assert "hold: 4 frames, mean confidence 0.85, lowest 0.70 at frame 3" in report
@@ -96,6 +97,7 @@ def test_propagate_leaves_out_what_is_to_stay(run):
     beside = other * (disc() <= 0.5)
     assert torch.equal(propagator.calls[1][1][0, 0], beside)
     assert torch.equal(output.args[0], (disc() * (beside <= disc())).expand(6, -1, -1))
+    assert torch.equal(output.args[4], (beside * (beside > disc())).expand(6, -1, -1))
 
 
 def test_propagate_resizes_a_mask_of_the_same_shape_and_says_so(run):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ciri.errors import MaskError
-from ciri.inactivation.fusion import Fusion, fuse
+from ciri.inactivation.fusion import Fusion, fuse, spared
 
 
 def test_fusion_is_equation_3():
@@ -10,6 +10,16 @@ def test_fusion_is_equation_3():
     assert torch.allclose(fuse(predicted, attention, 0.3), 0.3 * predicted + 0.7 * attention)
     assert torch.equal(fuse(predicted, attention, 1.0), predicted)
     assert torch.equal(fuse(predicted, attention, 0.0), attention)
+
+
+def test_of_what_is_to_stay_no_more_is_taken_than_was_predicted():
+    found, predicted, kept = (torch.rand(2, 1, 4, 5) for _ in range(3))
+    result = spared(found, predicted, kept)
+    stays = kept > 0.5
+    assert torch.equal(result[~stays], found[~stays])
+    assert torch.equal(result[stays], torch.minimum(found, predicted)[stays])
+    with pytest.raises(MaskError, match="same clip"):
+        spared(found, predicted, kept[:1])
 
 
 def test_beta_starts_where_asked_and_is_learned():

@@ -47,7 +47,7 @@ def test_one_object_is_the_propagators_own_answer():
     track = follow(hold, FRAMES, masks, [3, 1])
     assert [numbers for _, numbers in hold.asked] == [[3, 1]]
     assert torch.equal(track.probs, hold.propagate(FRAMES, masks, [3, 1], on_step=lambda *_: None).probs)
-    assert track.notes == ["held"]
+    assert track.notes == ["held"] and track.kept is None
 
 
 def test_of_several_objects_each_is_followed_with_its_own_corrections_and_all_are_shown():
@@ -79,6 +79,10 @@ def test_what_is_to_stay_claims_what_is_more_likely_its_own():
     expected = masks[0].clone()
     expected[:, 3, 5] = 0
     assert torch.equal(track.probs[0], expected)
+    # and what stays is shown where it won, but never within what was painted
+    kept = (keep[0] * (masks[0] <= 0.5)).expand(5, -1, -1, -1).clone()
+    kept[1, :, 3, 5] = 0
+    assert torch.equal(track.kept, kept)
     assert torch.equal(hold.asked[1][0][0, 0] > 0.5, (keep[0, 0] > 0.5) & ~(masks[0, 0] > 0.5))
 
 
@@ -98,6 +102,7 @@ def test_a_memory_follows_what_goes_and_what_stays_together():
     for annotation, mask in zip(records.asked[0], torch.cat([goes[:2], stays]), strict=True):
         assert torch.equal(annotation.mask, mask)
     assert track.probs.shape == (5, 1, 8, 16) and float(track.probs.max()) == pytest.approx(0.1)
+    assert track.kept.shape == (5, 1, 8, 16) and float(track.kept.min()) == pytest.approx(0.3)
     assert torch.equal(track.confidence, torch.full((5,), 0.9))
     assert track.notes == ["New shots seem to begin at frames 3.", "The target is gone in frames 4."]
     # every further object has to hold its own against what stays
