@@ -79,11 +79,13 @@ def numbers(frames):
 class Answers:
     """A propagator that answers with given masks of the whole clip, whatever part of it is shown.
 
-    ``asked`` holds the frames and keys it was asked for, ``parts`` the rows and columns that it was shown.
+    ``confidence`` is the same for all frames; ``asked`` holds the frames and keys it was asked for, ``parts`` the rows
+    and columns that it was shown.
     """
 
     def __init__(self, clip, masks, name="answers"):
         self.clip, self.masks, self.name, self.asked, self.parts = clip, masks, name, [], []
+        self.confidence = 1.0
 
     def propagate(self, frames, key_masks, key_frames, *, on_step=ignore):
         found = [self._find(frame) for frame in frames]
@@ -92,7 +94,7 @@ class Answers:
         self.asked.append((at, [at[t] for t in key_frames]))
         self.parts.append((rows, columns))
         on_step(1, 1)
-        return MaskTrack(self.masks[at][..., rows, columns].clone(), torch.ones(len(at)))
+        return MaskTrack(self.masks[at][..., rows, columns].clone(), torch.full((len(at),), self.confidence))
 
     def parameters_to_refine(self):
         return []

@@ -61,6 +61,14 @@ def test_masks_are_carried_through_their_neighbourhood_and_come_back_in_place():
     assert torch.equal(found[9], clip.true[9])
 
 
+@pytest.mark.parametrize(("confidence", "trusted"), [(0.4, False), (0.6, True)])
+def test_a_propagator_that_is_not_confident_bridges_nothing(confidence, trusted):
+    clip = scene()
+    answers = Answers(clip, clip.true)
+    answers.confidence = confidence
+    assert bool(bridge(clip.frames, clip.cut(at=(5,)), {5}, answers, ignore)) == trusted
+
+
 def test_masks_that_cover_everything_are_nothing_to_carry():
     clip = scene()
     given = torch.ones_like(clip.true)
