@@ -20,8 +20,7 @@ from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, to
 
 #: What is added has to fill this share of the target with discs; what is less is a rim, or a guess.
 GAINED = 0.05
-#: The propagator has to be so confident of a frame. Of what *lite* added at a confidence of 0.3 half was wrong, above
-#: 0.7 at most a sixth (60 frames of composites).
+#: The propagator has to be so confident of a frame: where it lost the target, what it adds is as likely wrong as right.
 CONFIDENT = 0.5
 #: Masks on each side of a dropout that the propagator is given.
 ANCHORS = 1
