@@ -88,9 +88,7 @@ def run(args: argparse.Namespace) -> None:
     if args.masks and args.mask:
         raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
     if args.keep and args.masks:
-        raise MaskError(
-            "Both --keep and --masks: --masks says what goes in every frame. Erase there what has to stay, without --keep."
-        )
+        raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
     if args.bridge and not args.masks:
         raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
     for output in filter(None, (args.output, args.save_masks, args.overlay)):
