@@ -1,9 +1,10 @@
 """Mask quality of a propagator: J, F and J&F on clips with known masks, given the first mask only.
 
     python benchmarks/propagation_quality.py --eval DIR [--propagator flow] [--only bear camel] [--sheets OUT]
-                                             [--precision fp32] [--against bf16]
+                                             [--working-size 480] [--precision fp32] [--against bf16]
 
-DIR holds NAME.mp4 with NAME_mask.npz beside it: `bits` = np.packbits of the boolean masks, `shape` = (T, H, W).
+DIR holds NAME.mp4 with NAME_mask.npz beside it, or NAME/ with the frames as pictures and mask.npz: `bits` = np.packbits
+of the boolean masks, `shape` = (T, H, W).
 Every frame after the first is scored. `--sheets` writes a picture per clip: the mask's outline (true one in green).
 `--against` runs every clip in another precision too and counts the pixels that come out differently.
 
@@ -24,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ciri.errors import CiriError
+from ciri import media
 from ciri.metrics.segmentation import segmentation_score
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
@@ -34,16 +35,21 @@ BAD_BELOW = 0.7
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """uint8 RGB (T, H, W, 3)."""
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while True:
-        ok, frame = capture.read()
-        if not ok:
-            break
-        frames.append(frame[..., ::-1])
-    if not frames:
-        raise CiriError(f"{path} cannot be read as a video.")
-    return np.stack(frames)
+    """uint8 RGB (T, H, W, 3) of a video or of a folder of pictures."""
+    frames = media.read_clip(path).frames
+    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def sources(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where a clip and its masks are."""
+    if (folder / name).is_dir():
+        return folder / name, folder / name / "mask.npz"
+    return folder / f"{name}.mp4", folder / f"{name}_mask.npz"
+
+
+def names_in(folder: Path) -> list[str]:
+    """The clips of a folder."""
+    return sorted([p.stem for p in folder.glob("*.mp4")] + [p.parent.name for p in folder.glob("*/mask.npz")])
 
 
 def read_masks(path: Path) -> np.ndarray:
@@ -67,9 +73,10 @@ def contact_sheet(clip: np.ndarray, predicted: np.ndarray, true: np.ndarray, cel
     return np.vstack([np.hstack(tiles[row : row + 4]) for row in range(0, len(tiles), 4)])
 
 
-def build(name: str, precision: str | None) -> Propagator:
-    """The propagator, in a precision if one is given and it has one."""
-    return registry.build(name, **({} if precision is None else {"precision": precision}))
+def build(name: str, precision: str | None, working_size: int | None) -> Propagator:
+    """The propagator, in a precision and at a size if they are given and it has such."""
+    options = {"precision": precision, "short_side": working_size}
+    return registry.build(name, **{option: value for option, value in options.items() if value is not None})
 
 
 def chance_of_lower(values: np.ndarray, chosen: np.ndarray) -> float:
@@ -84,16 +91,20 @@ def main() -> None:
     parser.add_argument("--propagator", default="flow", choices=registry.names())
     parser.add_argument("--only", nargs="*", help="names of clips (default: all)")
     parser.add_argument("--sheets", type=Path, help="folder for overlay pictures")
+    parser.add_argument("--working-size", type=int, help="shorter side at which a network looks, in pixels")
     parser.add_argument("--precision", help="fp32, bf16, fp16 or auto, for networks (default: auto)")
     parser.add_argument("--against", metavar="PRECISION", help="also run in this precision and compare the masks")
     arguments = parser.parse_args()
-    names = arguments.only or sorted(p.stem for p in arguments.eval.glob("*.mp4"))
-    propagator = build(arguments.propagator, arguments.precision)
-    other = build(arguments.propagator, arguments.against) if arguments.against else None
+    names = arguments.only or names_in(arguments.eval)
+    propagator = build(arguments.propagator, arguments.precision, arguments.working_size)
+    other = None
+    if arguments.against:
+        other = build(arguments.propagator, arguments.against, arguments.working_size)
     rows, differing, overlaps, confidences = [], [], [], []
     print(f"{'clip':20} {'J':>6} {'F':>6} {'J&F':>6} {'conf':>6} {'lost':>5} {'ms/frame':>9}")
     for name in names:
-        clip, true = read_clip(arguments.eval / f"{name}.mp4"), read_masks(arguments.eval / f"{name}_mask.npz")
+        video, truth = sources(arguments.eval, name)
+        clip, true = read_clip(video), read_masks(truth)
         frames = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
         start = time.process_time()
         track = propagator.propagate(frames, torch.from_numpy(true[:1, None]).float(), [0])

@@ -38,7 +38,7 @@ class PropagatorLite(io.ComfyNode):
                 memory_frames_input(),
                 io.Int.Input(
                     "working_size",
-                    default=360,
+                    default=480,
                     min=128,
                     max=4096,
                     step=8,

@@ -39,7 +39,7 @@ KEY, TRUNK, LOCAL, SUMMARY = 64, 192, 192, 64
 VALUE = LOCAL + SUMMARY
 #: Frames are brought to this many pixels on the shorter side, small ones enlarged by at most so much: a cell of the
 #: memory is 16 pixels wide, and thin parts get lost in it.
-SHORT_SIDE, ENLARGE = 360, 2.0
+SHORT_SIDE, ENLARGE = 480, 2.0
 #: Hints are never taken to be surer than this.
 HINT_RANGE = (0.03, 0.97)
 

@@ -21,6 +21,10 @@ from ciri.propagation.engine import Annotation, MemoryPropagator
 
 #: Every object takes the time of one; more masks for a frame are hardly objects that a person painted.
 MOST_OBJECTS = 8
+#: What is to stay takes a pixel from the target only where memory holds it so many times as likely. While masks are
+#: propagated both compete as equals; but a large object behind a thin one claims the pixels around it too, and what is
+#: missing from the target's mask stays in the picture.
+CLEARLY = 2.0
 
 
 def follow(
@@ -112,7 +116,10 @@ def _apart(
         tracks = propagator.propagate_objects(frames, painted, on_step=on_step)
         notes = [note.replace("Object 0", "The target") for note in tracks.notes]
         notes = [note for note in notes if not note.startswith("Object ")]
-        return MaskTrack(tracks.probs[:, :1], tracks.confidence[:, 0], notes, tracks.probs[:, 1:].amax(1, keepdim=True))
+        probs, theirs = _of_target(tracks.probs), tracks.probs[:, 1:].amax(1, keepdim=True)
+        for t, mask in zip(numbers, masks, strict=True):
+            probs[t] = mask
+        return MaskTrack(probs, tracks.confidence[:, 0], notes, torch.minimum(theirs, 1 - probs))
     share = 1 / (1 + len(stay))
     track = propagator.propagate(frames, masks, list(numbers), on_step=part(on_step, 0, share))
     probs, kept = track.probs, torch.zeros_like(track.probs)
@@ -124,6 +131,13 @@ def _apart(
         kept[t] *= mask == 0
     theirs = kept > probs
     return MaskTrack(probs.masked_fill(theirs, 0), track.confidence, track.notes, kept.masked_fill(~theirs, 0))
+
+
+def _of_target(probs: Tensor) -> Tensor:
+    """The target's share (T, 1, H, W) of probabilities (T, 1 + N, H, W) of it and of what stays, see CLEARLY."""
+    target, theirs = probs[:, :1], probs[:, 1:].sum(1, keepdim=True)
+    background = (1 - target - theirs).clamp(min=0)
+    return target / (target + theirs / CLEARLY + background).clamp(min=1e-7)
 
 
 def grouped(numbers: Sequence[int]) -> list[list[int]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ciri.errors import CheckpointError
-from ciri.propagation.lite import LiteNetwork
+from ciri.propagation.lite import SHORT_SIDE, LiteNetwork
 from ciri.training.propagator_report import export
 
 OPTIONS = {"weights": "shipped", "precision": "fp32", "memory_every": 3, "memory_frames": 9, "working_size": 240}
@@ -30,6 +30,11 @@ def test_the_shipped_weights_follow_an_object(run):
         followed = run("CIRI_PropagateMask", images=images, first_mask=masks[:1], propagator=propagator).args[0]
     overlap = ((followed > 0.5) & (masks > 0.5)).sum((1, 2)) / ((followed > 0.5) | (masks > 0.5)).sum((1, 2))
     assert float(overlap.min()) > 0.85
+
+
+def test_the_node_looks_at_the_size_that_the_library_does(nodes):
+    size = next(i for i in nodes["CIRI_PropagatorLite"].GET_SCHEMA().inputs if i.id == "working_size")
+    assert size.default == SHORT_SIDE
 
 
 def test_other_weights_are_listed_by_content_and_used(nodes, run, folder):

@@ -101,13 +101,30 @@ def test_a_memory_follows_what_goes_and_what_stays_together():
     assert [(a.frame, a.object) for a in records.asked[0]] == [(2, 0), (4, 0), (2, 1), (2, 2)]
     for annotation, mask in zip(records.asked[0], torch.cat([goes[:2], stays]), strict=True):
         assert torch.equal(annotation.mask, mask)
-    assert track.probs.shape == (5, 1, 8, 16) and float(track.probs.max()) == pytest.approx(0.1)
-    assert track.kept.shape == (5, 1, 8, 16) and float(track.kept.min()) == pytest.approx(0.3)
+    assert torch.equal(track.probs[[2, 4]], goes[:2]), "what was painted stays"
+    # 0.1 for the target, 0.5 for two that stay, 0.4 for the background: they count half against it
+    assert torch.allclose(track.probs[[0, 1, 3]], torch.full((3, 1, 8, 16), 0.1 / (0.1 + 0.5 / 2 + 0.4)))
+    assert torch.allclose(track.kept[[0, 1, 3]], torch.full((3, 1, 8, 16), 0.3))
+    assert torch.equal(track.kept[2], 0.3 * (1 - goes[0]))
     assert torch.equal(track.confidence, torch.full((5,), 0.9))
     assert track.notes == ["New shots seem to begin at frames 3.", "The target is gone in frames 4."]
     # every further object has to hold its own against what stays
     follow(records, FRAMES, goes[[0, 2]], [2, 2], keep=stays)
     assert [[(a.frame, a.object) for a in asked] for asked in records.asked[1:]] == 2 * [[(2, 0), (2, 1), (2, 2)]]
+
+
+@pytest.mark.parametrize(("target", "other", "goes"), [(0.38, 0.6, True), (0.2, 0.7, False), (0.45, 0.0, False)])
+def test_what_stays_takes_a_pixel_only_where_it_is_clearly_its_own(target, other, goes):
+    class Unsure(MemoryPropagator):
+        def propagate_objects(self, frames, annotations, *, on_step):
+            probs = torch.tensor([target, other])[:, None, None].expand(5, -1, 8, 16)
+            return ObjectTracks(probs, torch.ones(5, 2), [])
+
+    track = follow(Unsure(LiteNetwork()), FRAMES, boxes(0), [2], keep=boxes(9))
+    assert bool((track.probs[0] > 0.5).all()) == goes
+    # what attention is told to leave alone is never in the mask
+    assert not ((track.probs > 0.5) & (track.kept > 0.5)).any()
+    assert bool((track.kept[0] > 0.5).all()) == (other > 0.5 and not goes)
 
 
 @pytest.mark.parametrize(("left", "size", "words"), [(5, 0, "is empty"), (4, 1, "lies within what is to be removed")])
