@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ciri import media
+from ciri.errors import CiriError
 from ciri.metrics.segmentation import segmentation_score
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
@@ -35,9 +36,18 @@ BAD_BELOW = 0.7
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """uint8 RGB (T, H, W, 3) of a video or of a folder of pictures."""
-    frames = media.read_clip(path).frames
-    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    """uint8 RGB (T, H, W, 3) of a folder of pictures, or of a video as OpenCV decodes it: the cards' figures are so."""
+    if path.is_dir():
+        return (media.read_clip(path).frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            break
+        frames.append(frame[..., ::-1])
+    if not frames:
+        raise CiriError(f"{path} cannot be read as a video.")
+    return np.stack(frames)
 
 
 def sources(folder: Path, name: str) -> tuple[Path, Path]:
