@@ -84,7 +84,7 @@ def contact_sheet(clip: np.ndarray, predicted: np.ndarray, true: np.ndarray, cel
 
 
 def build(name: str, precision: str | None, working_size: int | None) -> Propagator:
-    """The propagator, in a precision and at a size if they are given and it has such."""
+    """The propagator, in a precision and at a size if they are given; CiriError if it has no such option."""
     options = {"precision": precision, "short_side": working_size}
     return registry.build(name, **{option: value for option, value in options.items() if value is not None})
 

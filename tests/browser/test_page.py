@@ -69,9 +69,11 @@ def test_run_shows_the_finished_video(workflow):
     workflow.get_by_test_id("queue-button").first.click()
     workflow.wait_for_function("() => window.ended.length > 0", timeout=240000)
     workflow.wait_for_timeout(3000)
-    said = workflow.get_by_text("job completed")
-    if said.count():  # the page's own message lies over the picture for a while
-        said.first.wait_for(state="hidden", timeout=20000)
+    said = workflow.get_by_text("job completed").first
+    for _ in range(40):  # the page's own message lies over the picture for a while
+        if not said.is_visible():
+            break
+        workflow.wait_for_timeout(500)
     workflow.screenshot(path=ARTEFACTS / "finished.png")
     ((end, detail),) = workflow.evaluate("() => window.ended")
     assert end == "execution_success", detail
