@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.propagation import seeded_stcn
-from benchmarks.propagation_quality import read_clip, read_masks
+from benchmarks.propagation_quality import names_in, read_clip, read_masks, sources
 from ciri.propagation import registry
 from ciri.propagation.clip import Geometry
 from ciri.propagation.engine import MemoryPropagator
@@ -35,8 +35,9 @@ from ciri.propagation.memory import read, to_map, to_rows
 
 def load(folder: Path, name: str, length: int, height: int) -> tuple[Tensor, Tensor]:
     """Frames (T, 3, H, W) in [0, 1] and binary masks (T, 1, H, W), shortened and scaled down."""
-    frames = torch.from_numpy(read_clip(folder / f"{name}.mp4")[:length]).permute(0, 3, 1, 2).float() / 255
-    masks = torch.from_numpy(read_masks(folder / f"{name}_mask.npz")[:length, None]).float()
+    video, truth = sources(folder, name)
+    frames = torch.from_numpy(read_clip(video)[:length]).permute(0, 3, 1, 2).float() / 255
+    masks = torch.from_numpy(read_masks(truth)[:length, None]).float()
     if not height:
         return frames, masks
     size = (height, round(frames.shape[3] * height / frames.shape[2]))
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="first frames only")
     parser.add_argument("--height", type=int, default=0, help="scale the clips to this height (default: as they are)")
     arguments = parser.parse_args()
-    names = arguments.only or sorted(p.stem for p in arguments.eval.glob("*.mp4"))
+    names = arguments.only or names_in(arguments.eval)
     print(f"{'clip':20} {'frames':>6} {'size':>9} {'differ':>8} {'worst':>8} {'undecided':>9} {'target':>7} {'IoU':>6}")
     for name in names:
         frames, masks = load(arguments.eval, name, arguments.length, arguments.height)
