@@ -178,8 +178,10 @@ def soften(image: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, 1, -1)
     padded = F.pad(image, (reach, reach, reach, reach), mode="replicate")
-    across = F.conv2d(padded, kernel, groups=image.shape[1])
-    return F.conv2d(across, kernel.transpose(2, 3), groups=image.shape[1])
+    # these are colours, not features: half precision would show as steps in the finished picture
+    with torch.autocast(image.device.type, enabled=False):
+        across = F.conv2d(padded, kernel, groups=image.shape[1])
+        return F.conv2d(across, kernel.transpose(2, 3), groups=image.shape[1])
 
 
 def _double(x: Tensor) -> Tensor:

@@ -88,6 +88,22 @@ def test_softening_is_a_gaussian_blur():
     assert torch.allclose(soften(torch.full((1, 1, 9, 9), 0.3), 1.5), torch.tensor(0.3))
 
 
+def test_half_precision_fills_as_full_precision_does():
+    """On any processor: those without fast bf16 compute it too, slowly, and never choose it themselves."""
+    _, frames, mask = pan(height=96, width=128)
+    full, half = (load_lite(precision=precision).inpaint(frames, mask) for precision in ("fp32", "bf16"))
+    away = (full - half).abs()[mask.expand_as(full) > 0]
+    assert 0 < away.max() < 0.03 and away.mean() < 2e-3
+
+
+def test_half_precision_does_not_round_the_colours_it_blends():
+    frames, mask = pan()[1:]
+    guide = guide_of(frames, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        candidates, shown = candidates_of(guide), shown_somewhere(guide)
+    assert torch.equal(candidates, candidates_of(guide)) and torch.equal(shown, shown_somewhere(guide))
+
+
 def test_the_network_does_not_see_inactivated_pixels():
     """Where everything near is inactivated, a change of the target changes nothing; without inactivation it does."""
     _, frames, mask = pan()
