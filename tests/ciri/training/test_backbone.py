@@ -77,7 +77,10 @@ def test_the_loss_falls_on_one_batch(data, tmp_path):
     assert min(losses[-5:]) < 0.9 * losses[0]
 
 
-def test_the_adversarial_polish_trains_both(data, tmp_path):
+@pytest.mark.parametrize("half", [False, True], ids=["full", "half"])
+def test_the_adversarial_polish_trains_both(data, tmp_path, monkeypatch, half):
+    if half:  # as on a GPU
+        monkeypatch.setattr(BackboneTrainer, "autocast", lambda self: torch.autocast("cpu", torch.bfloat16))
     trainer = BackboneTrainer(settings(data, tmp_path, adversarial_from=0.5))
     before = trainer.critic.layers[0].parametrizations.weight.original.clone()
     pool = SamplePool(SampleStream(data, (64, 64), 4, seed=1), workers=0, capacity=4, device="cpu")
