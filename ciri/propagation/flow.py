@@ -102,7 +102,7 @@ class FlowPropagator:
             probs[index], confidence[index] = mask, 1.0
         if not walks:
             on_step(1, 1)
-        track = MaskTrack(probs.clamp_(0, 1).to(frames.device), confidence)
+        track = MaskTrack(probs.clamp_(0, 1).to(frames.device), confidence.to(frames.device))
         track.notes = _notes(track, sorted(cuts))
         return track
 

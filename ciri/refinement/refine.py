@@ -309,7 +309,7 @@ class _Job:
         self.report.outcome = "The propagator was tuned as the paper prints it; nothing guards this mode."
         self.report.repainted = list(range(len(self.frames)))
         self._measure()
-        return Refinement(outcome.masks, outcome.inpainted, self.tuned, before, after, self.report)
+        return Refinement(*self._where_given(outcome.masks, outcome.inpainted), self.tuned, before, after, self.report)
 
     # ------------------------------------------------------------------------------------------ results
 
@@ -322,9 +322,12 @@ class _Job:
         self.report.outcome = f"The masks of {len(self.report.accepted)} frames were corrected."
         self.report.repainted = [t for t in range(len(inpainted)) if not torch.equal(inpainted[t], self.inpainted[t])]
         self._measure()
-        device = self.given[0].device
-        pictures = inpainted.to(self.given[1].device)
-        return Refinement(masks.to(device), pictures, self.tuned or self.propagator, before, after, self.report)
+        results = self._where_given(masks, inpainted)
+        return Refinement(*results, self.tuned or self.propagator, before, after, self.report)
+
+    def _where_given(self, masks: Tensor, inpainted: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks and pictures on the devices of those that were given."""
+        return masks.to(self.given[0].device), inpainted.to(self.given[1].device)
 
     def _describe(self, before: Residue, after: Residue, masks: Tensor, reasons: dict[int, str]) -> None:
         areas = (masks > 0.5).flatten(1).sum(1) / (self.masks > 0.5).flatten(1).sum(1).clamp(min=1)

@@ -11,6 +11,7 @@ from ciri.inpainting.lite_network import LiteConfig
 from ciri.training.backbone import BackboneTrainer, Settings, candidate_maps, train_backbone
 from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream
 from ciri.training.samples import Batch, random_part
+from tests.pretended_gpu import pretended_gpu
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
 pack = importlib.util.module_from_spec(_spec)
@@ -46,6 +47,11 @@ def test_a_smoke_run_leaves_weights_curves_and_samples(data, tmp_path, variant):
     assert (tmp_path / "samples/0000002.png").exists() and (tmp_path / "curves.png").exists()
     series = read_curves(tmp_path)
     assert {"l1", "psnr", "held back true filled", "held back predicted gain"} <= set(series)
+
+
+def test_a_run_on_a_graphics_card(data, tmp_path):
+    with pretended_gpu() as device:
+        assert train_backbone(settings(data, tmp_path, device=str(device))).is_file()
 
 
 def read_curves(path):
