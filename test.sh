@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/find_python.sh
 started=$SECONDS
+MOST_WORKERS=4 # each takes up to 3 GB
 "$PYTHON" -m scripts.environment test
 
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
@@ -29,8 +30,14 @@ if [ "${1:-}" = --ci ]; then
     step ruff format --check .
     step mypy ciri
 fi
-# more threads than cores, times several processes, is slower than one each
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+if [ $# = 0 ]; then
+    # most tests are too small for threads: a process a core does more (what belongs together, tests/conftest.py says)
+    workers=$(getconf _NPROCESSORS_ONLN)
+    workers=$((workers > MOST_WORKERS ? MOST_WORKERS : workers))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    set -- --numprocesses "$workers" --dist loadgroup
+fi
 step pytest -rs "$@"
 echo "== total $((SECONDS - started)) s"
 if [ ${#failed[@]} -gt 0 ]; then

@@ -14,6 +14,14 @@ settings.register_profile("ciri", deadline=None, max_examples=40, suppress_healt
 settings.load_profile("ciri")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """With several processes (./test.sh): a file stays in one, and so does all that uses the one ComfyUI."""
+    for item in items:
+        uses_comfyui = "server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("comfyui" if uses_comfyui else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """A running ComfyUI with this pack and the bundled example in its input folder; skips if none is set up."""
