@@ -36,6 +36,9 @@ def _add_propagator(networks: Any) -> None:
     parser.add_argument(
         "--window", default="256x176", metavar="WxH", help="size of what is trained on (default 256x176)"
     )
+    parser.add_argument(
+        "--enlarge", type=float, default=1.0, metavar="N", help="enlarge clips by 1 to N, as small frames are in use"
+    )
     parser.add_argument("--pool", type=int, default=400, help="clips held for reuse (default 400)")
     parser.add_argument("--reuse", type=int, default=12, help="draws of a clip before the next is made (default 12)")
     parser.add_argument("--clip-frames", type=int, metavar="N", help="read at most so many frames of each clip")
@@ -64,6 +67,7 @@ def _train_propagator(args: argparse.Namespace) -> None:
         width=width,
         seed=args.seed,
         window=parse_size(args.window, "256x176")[::-1],
+        enlarge=args.enlarge,
         pool=args.pool,
         reuse=args.reuse,
         workers=args.workers,

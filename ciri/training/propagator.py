@@ -73,6 +73,7 @@ class Settings:
         rate: learning rate of the parts that start from nothing.
         height, width: frame size; divisible by 16.
         window: height and width of the windows that are trained on; divisible by 16, at most the frame size.
+        enlarge: clips are enlarged by up to so much before they are trained on.
         seed: of weights, synthesis and split.
         workers: threads that decode and make clips; 0: everything in turn, reproducible.
         pool: clips held for reuse.
@@ -95,6 +96,7 @@ class Settings:
     height: int = 240
     width: int = 432
     window: tuple[int, int] = (176, 256)
+    enlarge: float = 1.0
     seed: int = 1
     workers: int = 16
     pool: int = 400
@@ -217,7 +219,7 @@ class Trainer:
         batch = max(2, round(self.settings.batch * stage.batch))
         height, width = self.settings.height, self.settings.width
         window = (min(self.settings.window[0], height), min(self.settings.window[1], width))
-        sample, hints = self.pool.draw(batch, stage.frames, window, dice)
+        sample, hints = self.pool.draw(batch, stage.frames, window, dice, enlarge=self.settings.enlarge)
         pace = learning_pace(done, progress)
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * pace
@@ -300,7 +302,7 @@ def _device(name: str) -> torch.device:
 def _command(settings: Settings) -> str:
     """The command of a run, without what is as usual and what does not change the weights."""
     usual, options = Settings(settings.data, settings.out), []
-    for name in ("batch", "rate", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes"):
+    for name in ("batch", "rate", "enlarge", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes"):
         value = getattr(settings, name)
         if value != getattr(usual, name):
             options.append(f"--{name.replace('_', '-')} {value:g}")

@@ -127,7 +127,9 @@ class HintedPool:
         while len(self.clips) < min(count, self.clips.maxlen or count):
             self._take()
 
-    def draw(self, batch: int, times: int, window: tuple[int, int], dice: Dice) -> tuple[Sample, Tensor]:
+    def draw(
+        self, batch: int, times: int, window: tuple[int, int], dice: Dice, *, enlarge: float = 1.0
+    ) -> tuple[Sample, Tensor]:
         """Return a batch and its hints (b, t, 2, h, w).
 
         The first frame is the clip's; the others are chosen from the rest, in order. Clips are cut to a window that
@@ -138,11 +140,12 @@ class HintedPool:
             times: frames per clip.
             window: (height, width); at most the bank's size.
             dice: decides everything.
+            enlarge: clips are enlarged by 1 to so much, as the propagator enlarges small frames.
         """
         self.drawn += batch
         while self.drawn > self.reuse * self.made:
             self._take()
-        drawn = [_window(self.clips[dice.below(len(self.clips))], times, window, dice) for _ in range(batch)]
+        drawn = [_window(self.clips[dice.below(len(self.clips))], times, window, dice, enlarge) for _ in range(batch)]
         frames, masks, hints = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         usable = masks[:, 0].sum((1, 2, 3)) >= SMALLEST
         return Sample(frames, masks, usable), spoil(masks, hints, dice)
@@ -171,7 +174,9 @@ class HintedPool:
             self.clips.append(made)
 
 
-def _window(clip: HintedClip, times: int, size: tuple[int, int], dice: Dice) -> tuple[Tensor, Tensor, Tensor]:
+def _window(
+    clip: HintedClip, times: int, size: tuple[int, int], dice: Dice, enlarge: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Frames (t, 3, h, w), masks (t, 1, h, w) and hints (t, 2, h, w) of one drawn clip."""
     count = len(clip.frames)
     if dice.chance(0.3) and count > times:
@@ -182,7 +187,9 @@ def _window(clip: HintedClip, times: int, size: tuple[int, int], dice: Dice) -> 
         later = sorted((1 + torch.randperm(count - 1, generator=dice.host)[: times - 1]).tolist())
         later += [later[-1]] * (times - 1 - len(later))
     at = [0, *later]
-    (h, w), (full_h, full_w) = size, clip.frames.shape[-2:]
+    factor = float(dice.uniform(1, low=1.0, high=enlarge)) if enlarge > 1 else 1.0
+    h, w = (round(side / factor) for side in size)
+    full_h, full_w = clip.frames.shape[-2:]
     ys, xs = torch.nonzero(clip.masks[0] > 127, as_tuple=True)
     chosen = dice.below(len(ys))
     top = min(max(int(ys[chosen]) - dice.below(h), 0), full_h - h)
@@ -191,6 +198,11 @@ def _window(clip: HintedClip, times: int, size: tuple[int, int], dice: Dice) -> 
     frames = clip.frames[at][..., cut[0], cut[1]].float() / 255
     masks = (clip.masks[at][:, None, cut[0], cut[1]] > 127).float()
     probs = clip.hints[at][:, None, cut[0], cut[1]].float() / 255
+    if factor > 1:
+        frames, masks, probs = (
+            F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in (frames, masks, probs)
+        )
+        masks = (masks > 0.5).float()
     sure = clip.certainty[at].view(-1, 1, 1, 1).expand_as(probs)
     hints = torch.cat([probs, sure], 1)
     if dice.chance(0.5):

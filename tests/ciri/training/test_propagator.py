@@ -25,6 +25,7 @@ from ciri.training.propagator_data import load_bank
 from ciri.training.propagator_pool import COMPOSITES, LENGTH, HintedPool, hinted_clip, spoil, stack
 from ciri.training.propagator_report import jaccard
 from ciri.training.synth_vos import Recipe, Sample, synthesise
+from tests.pretended_gpu import pretended_gpu
 
 HEIGHT, WIDTH = 96, 160
 
@@ -277,6 +278,21 @@ def test_windows_hold_the_target_and_keep_hints_in_place(bank, clips):
         assert sample.masks[i, 0].any() and bool((times[i][seen][1:] > times[i][seen][:-1]).all())
 
 
+def test_enlarged_windows_show_less_of_the_clip_larger(bank, clips):
+    clip = replace(clips[0], hints=clips[0].masks)
+    # a ramp tells which part is seen, and how large
+    ramp = (torch.arange(WIDTH) / WIDTH * 255).byte().expand(len(clip.frames), 3, HEIGHT, WIDTH)
+    pool = HintedPool(bank, seed=1)
+    pool.clips.append(replace(clip, frames=ramp))
+    pool.made = 10**9
+    sample, hints = pool.draw(60, 2, (48, 64), Dice(3, "cpu"), enlarge=2.0)
+    assert sample.frames.shape == (60, 2, 3, 48, 64) and set(sample.masks.unique().tolist()) <= {0.0, 1.0}
+    slopes = (sample.frames[:, 0, 0, 24, 40] - sample.frames[:, 0, 0, 24, 24]).abs() / 16 * WIDTH
+    assert 0.45 < slopes.min() < 0.65 and 0.85 < slopes.max() < 1.1
+    unspoiled = [i for i in range(60) if bool(((hints[i, :, 0] > 0.5) == (sample.masks[i, :, 0] > 0.5)).all())]
+    assert len(unspoiled) > 20
+
+
 def test_spoiled_hints_are_of_every_kind_and_the_rest_is_left_alone():
     masks = torch.zeros(200, 2, 1, 48, 64)
     masks[..., 16:32, 20:44] = 1
@@ -354,6 +370,13 @@ def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
     torch.testing.assert_close(both, (ours + theirs) / 2, atol=1e-3, rtol=1e-3)
     with pytest.raises(TrainingError, match="another run"):
         train(replace(settings, seed=9))
+
+
+def test_a_run_on_a_graphics_card(pack, placements, tmp_path):
+    sizes = dict(height=64, width=96, window=(48, 64), batch=2, pool=8, steps=2, workers=0, look_every=2)
+    with pretended_gpu() as device:
+        weights = train(Settings(pack, tmp_path, device=str(device), enlarge=2.0, **sizes))
+    assert "--enlarge 2 " in weights.with_suffix(".md").read_text()
 
 
 def test_what_cannot_be_trained_is_refused(pack, tmp_path):
