@@ -30,6 +30,9 @@ def _add_propagator(networks: Any) -> None:
     parser.add_argument("--init", type=Path, help="pretrained EfficientNet-Lite0 (.safetensors)")
     parser.add_argument("--go-on-from", type=Path, help="exported weights to begin with, where checkpoints are lost")
     parser.add_argument("--average-with", type=Path, help="exported weights to take the mean with in what is exported")
+    parser.add_argument(
+        "--own-share", type=float, default=0.5, metavar="N", help="share of the run's own weights in it (default 0.5)"
+    )
     parser.add_argument("--batch", type=int, default=32, help="clips per step (default 32)")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate (default 5e-4)")
     parser.add_argument("--size", default="432x240", metavar="WxH", help="frame size (default 432x240)")
@@ -57,6 +60,7 @@ def _train_propagator(args: argparse.Namespace) -> None:
         init=args.init,
         go_on_from=args.go_on_from,
         average_with=args.average_with,
+        own_share=args.own_share,
         device=str(shared.choose_device(args.device)),
         minutes=args.minutes,
         plan_minutes=args.plan_minutes,

@@ -65,6 +65,7 @@ class Settings:
         init: pretrained EfficientNet-Lite0 (.safetensors of the original key names); None starts from noise.
         go_on_from: exported weights to begin with, where the checkpoints of an earlier run are lost.
         average_with: exported weights; what this run exports is the mean of its own and these.
+        own_share: how much the run's own weights count in that mean.
         device: "cuda", "cuda:1", "cpu".
         minutes: stop this call after so many minutes.
         plan_minutes: minutes of the whole plan, all calls together; the schedule runs over them.
@@ -87,6 +88,7 @@ class Settings:
     init: Path | None = None
     go_on_from: Path | None = None
     average_with: Path | None = None
+    own_share: float = 0.5
     device: str = "cpu"
     minutes: float | None = None
     plan_minutes: float | None = None
@@ -162,7 +164,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     def look(step: int) -> Mapping[str, float]:
         result = average.network
         if settings.average_with is not None:
-            result = mean_with(result, settings.average_with)
+            result = mean_with(result, settings.average_with, own_share=settings.own_share)
         values = examiner.look(result, step)
         facts = {**_facts(settings, step, values), "material": material}
         facts["weights"] = f"{sum(p.numel() for p in result.parameters()) / 1e6:.1f}"
@@ -302,7 +304,8 @@ def _device(name: str) -> torch.device:
 def _command(settings: Settings) -> str:
     """The command of a run, without what is as usual and what does not change the weights."""
     usual, options = Settings(settings.data, settings.out), []
-    for name in ("batch", "rate", "enlarge", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes"):
+    named = ("batch", "rate", "enlarge", "own_share", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes")
+    for name in named:
         value = getattr(settings, name)
         if value != getattr(usual, name):
             options.append(f"--{name.replace('_', '-')} {value:g}")

@@ -81,8 +81,8 @@ def load_exported(network: LiteNetwork, file: Path) -> None:
 
 
 @torch.no_grad()
-def mean_with(network: LiteNetwork, file: Path) -> LiteNetwork:
-    """Return an unfolded network whose weights, folded, are the mean of this one's and of exported ones.
+def mean_with(network: LiteNetwork, file: Path, *, own_share: float = 0.5) -> LiteNetwork:
+    """Return an unfolded network whose weights, folded, are the weighted mean of this one's and of exported ones.
 
     Where two runs began with the same weights, their mean is often better than either (Wortsman et al., "Model soups",
     ICML 2022).
@@ -92,7 +92,7 @@ def mean_with(network: LiteNetwork, file: Path) -> LiteNetwork:
     """
     mine, theirs = deepcopy(network).float().cpu().fold().state_dict(), load_lite(file).state_dict()
     result = deepcopy(network)
-    _put_folded(result, {name: (value + theirs[name].to(value)) / 2 for name, value in mine.items()})
+    _put_folded(result, {name: torch.lerp(theirs[name].to(value), value, own_share) for name, value in mine.items()})
     return result
 
 

@@ -1,5 +1,6 @@
 """Where the propagator's weights come from in training, and what they are averaged with."""
 
+import pytest
 import torch
 
 from ciri.propagation.lite import LiteNetwork, load_lite
@@ -33,7 +34,8 @@ def test_the_average_follows_the_weights():
     assert torch.equal(twin.network.weight, average.network.weight) and twin.count == 1
 
 
-def test_the_mean_with_exported_weights_is_the_mean_of_both_exports(tmp_path):
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_the_mean_with_exported_weights_is_the_mean_of_both_exports(tmp_path, share):
     one, other = (LiteNetwork(folded=False) for _ in range(2))
     with torch.no_grad():
         for module in one.modules():  # scales as training leaves them
@@ -42,7 +44,8 @@ def test_the_mean_with_exported_weights_is_the_mean_of_both_exports(tmp_path):
     files = [tmp_path / f"{name}.safetensors" for name in ("one", "other", "mean")]
     export(one, files[0], {})
     export(other, files[1], {})
-    export(mean_with(one, files[1]), files[2], {})
+    export(mean_with(one, files[1], own_share=share), files[2], {})
     first, second, mean = (load_lite(file).state_dict() for file in files)
     for name, value in mean.items():
-        torch.testing.assert_close(value, (first[name] + second[name]) / 2, atol=2e-3, rtol=2e-3)
+        expected = share * first[name] + (1 - share) * second[name]
+        torch.testing.assert_close(value, expected, atol=2e-3, rtol=2e-3)
