@@ -150,7 +150,7 @@ def test_a_twin_that_comes_out_from_behind_is_not_taken_along():
         return float((masks & ~true.bool()).sum() / true.sum()), float(missed)
 
     alone, apart = leak(), leak(keep=twin[None])
-    assert alone[0] > 0.1 and apart[0] < 0.5 * alone[0] and apart[1] < 0.1
+    assert alone[0] > 0.1 and apart[0] < 0.6 * alone[0] and apart[1] < 0.1
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
