@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/find_python.sh
 started=$SECONDS
-MOST_WORKERS=4 # each takes up to 3 GB
+MOST_WORKERS=4 # each holds networks of its own
 "$PYTHON" -m scripts.environment test
 
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then

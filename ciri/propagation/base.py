@@ -21,7 +21,8 @@ class MaskTrack:
 
     Attributes:
         probs: float32 (T, 1, H, W) in [0, 1], the probability that a pixel belongs to the target.
-        confidence: float32 (T,) in [0, 1], on their device; 1 on annotated frames, 0 where the target is gone or lost.
+        confidence: float32 (T,) in [0, 1], on the device of probs; 1 on annotated frames, 0 where the target is gone
+            or lost.
         notes: sentences for the person who started this (what was resized, where the target was lost).
         kept: float32 (T, 1, H, W) in [0, 1], what is to stay and was followed along; None where nothing was.
     """
