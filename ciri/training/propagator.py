@@ -121,6 +121,10 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     for what, height, width in (("Frames", settings.height, settings.width), ("Windows", *settings.window)):
         if height % 16 or width % 16:
             raise TrainingError(f"{what} of {width}x{height}: both sides have to be divisible by 16.")
+    if not settings.enlarge >= 1:
+        raise TrainingError(f"Clips are to be enlarged by up to {settings.enlarge}; expected 1 (as they are) or more.")
+    if not 0 <= settings.own_share <= 1:
+        raise TrainingError(f"The run's own share of the mean is {settings.own_share}; expected 0 to 1.")
     device = _device(settings.device)
     torch.manual_seed(settings.seed)
     run = RunFolder(

@@ -383,6 +383,9 @@ def test_what_cannot_be_trained_is_refused(pack, tmp_path):
     for sides in ({"height": 50, "width": 96}, {"window": (50, 96)}):
         with pytest.raises(TrainingError, match="divisible by 16"):
             train(Settings(pack, tmp_path / "a", **sides))
+    for wrong, words in (({"enlarge": 0.5}, "enlarged by up to 0.5"), ({"own_share": 2.0}, "expected 0 to 1")):
+        with pytest.raises(TrainingError, match=words):
+            train(Settings(pack, tmp_path / "a", **wrong))
     with pytest.raises(TrainingError, match="EfficientNet-Lite0"):
         train(Settings(pack, tmp_path / "b", height=64, width=96, workers=2, init=tmp_path / "missing.safetensors"))
     with pytest.raises(TrainingError, match="cannot be used"):
