@@ -18,7 +18,8 @@ from torch import Tensor
 
 #: Frames before and after that a mask is compared with; a dropout is no longer than this.
 REACH = 5
-#: A mask may have dropped out if it covers less than this share of the largest on each side.
+#: A mask may have dropped out if it covers less than this share of the largest on each side, or if it came to cover
+#: less than this share from one frame to the next, and then it or one that followed it came back the same way.
 DROPPED_BELOW = 0.93
 #: Side in pixels of a square as large as the target, in the small masks whose shapes are compared.
 COMPARED_SIDE = 48
@@ -40,7 +41,7 @@ def dropouts(masks: Tensor, fixed: Set[int] = frozenset()) -> list[int]:
     """
     areas = (masks > 0.5).flatten(1).sum(1).tolist()
     last = len(areas) - 1
-    smaller = {t for t in range(1, last) if _is_smaller(areas, t)}
+    smaller = {t for t in range(1, last) if _is_smaller(areas, t)} | _between_jumps(areas)
     # at the ends of a clip there is one side to compare with; whether the target enters or leaves the propagator tells
     smaller |= _cut_short(areas) | {last - t for t in _cut_short(areas[::-1])}
     smaller -= fixed
@@ -77,6 +78,22 @@ def _is_smaller(areas: Sequence[int], t: int) -> bool:
     """Whether a mask covers less than the largest before it, and than the largest after it."""
     before, after = max(areas[max(t - REACH, 0) : t]), max(areas[t + 1 : t + 1 + REACH])
     return areas[t] < DROPPED_BELOW * min(before, after)
+
+
+def _between_jumps(areas: Sequence[int]) -> set[int]:
+    """Frames from one where masks get smaller at once to one, not far off, where they get larger at once.
+
+    A target that comes closer covers more all the time: without a part it may still cover more than it did before.
+    """
+    found: set[int] = set()
+    for start in range(1, len(areas) - 1):
+        if areas[start] < DROPPED_BELOW * areas[start - 1]:
+            reach = range(start, min(start + REACH, len(areas) - 1))
+            larger = [t + 1 for t in reach if areas[t] < DROPPED_BELOW * areas[t + 1]]
+            # some of what came back is not all of it
+            whole = [t for t in larger if areas[t] >= DROPPED_BELOW * areas[start - 1]]
+            found.update(range(start, (whole[:1] or larger[-1:] or [start])[0]))
+    return found
 
 
 def _cut_short(areas: Sequence[int]) -> set[int]:

@@ -51,6 +51,19 @@ def test_a_thinner_rim_is_no_dropout():
     assert dropouts(discs(radii)) == []
 
 
+@pytest.mark.parametrize("at", [(4, 5, 6), (5, 6, 7)])
+def test_a_target_that_comes_closer_may_lack_a_part_and_still_cover_more_than_before(at):
+    radii = [14 * 1.03**t for t in range(LENGTH)]
+    masks, columns = discs(radii, x=lambda t: 44), torch.arange(96)
+    for t in at:
+        masks[t, :, :, columns < 44 - 0.5 * radii[t]] = 0
+    areas = (masks > 0.5).flatten(1).sum(1)
+    assert areas[at[-1]] > 0.93 * areas[: at[0]].max()
+    assert dropouts(masks) == list(at)
+    # one that goes away is the same in reverse
+    assert dropouts(masks.flip(0)) == sorted(LENGTH - 1 - t for t in at)
+
+
 def test_masks_are_compared_wherever_the_target_is():
     radii = [15.0] * LENGTH
     masks = discs(radii, x=lambda t: 20 + 5 * t)
