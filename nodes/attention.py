@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from ._adapt import (
     to_masks,
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, heat_preview, video_preview
+from .propagate import key_frames_fault, painted_frames
 
 
 class ComplementaryAttention(io.ComfyNode):
@@ -39,8 +41,13 @@ class ComplementaryAttention(io.ComfyNode):
             ),
             inputs=[
                 io.Image.Input("images", tooltip="The clip: all frames as one batch."),
-                io.Mask.Input("first_mask", tooltip="The object as it was painted on one frame."),
+                # before first_mask: where the node is bypassed, the page hands on the first mask it was given
                 io.Mask.Input("masks", tooltip="The object in every frame, from Propagate mask."),
+                io.Mask.Input(
+                    "first_mask",
+                    tooltip="The object as it was painted on one frame. What else the masks show there, such as "
+                    "further objects, counts as painted too.",
+                ),
                 BackboneSocket.Input(
                     "backbone",
                     tooltip="The Backbone node that will fill. For lite and optical flow, a network of this pack looks "
@@ -76,6 +83,12 @@ class ComplementaryAttention(io.ComfyNode):
                     tooltip="What must stay, in every frame: kept of Propagate mask. No more of it is taken than the "
                     "masks take.",
                 ),
+                io.String.Input(
+                    "key_frames",
+                    default="",
+                    optional=True,
+                    tooltip="Further frames that you painted, as in Propagate mask: their masks stay. Such as: 24, 57.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -95,27 +108,35 @@ class ComplementaryAttention(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
+        return key_frames_fault(key_frames)
+
+    @classmethod
     @plain_errors
     def execute(
         cls,
         images: Tensor,
-        first_mask: Tensor,
         masks: Tensor,
+        first_mask: Tensor,
         backbone: Backbone,
         painted_frame: int,
         region: float,
         shadow: bool = True,
         kept: Tensor | None = None,
+        key_frames: str = "",
     ) -> io.NodeOutput:
         frames = to_clip(images)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
         predicted, more = to_masks(masks, frames, what="mask")
+        # propagators keep what was painted: further objects, which were painted apart, show here
+        painted = torch.maximum(painted, predicted[index : index + 1])
         attention = complementary_attention(
             frames,
             painted,
             predicted,
             backbone,
             first_index=index,
+            known=painted_frames(index, key_frames, frames)[1:],
             dilation=round(region / 100 * frames.shape[2]),
             shadow=shadow,
             on_step=progress(),

@@ -101,11 +101,7 @@ class PropagateMask(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
-        try:
-            parse_key_frames(key_frames or "")
-        except MaskError as error:
-            return str(error)
-        return True
+        return key_frames_fault(key_frames)
 
     @classmethod
     @plain_errors
@@ -153,6 +149,25 @@ def parse_key_frames(text: str) -> list[int]:
         raise MaskError(
             f"key_frames is {text!r}; expected frame numbers separated by commas, such as: 24, 57."
         ) from None
+
+
+def key_frames_fault(text: str | None) -> bool | str:
+    """What ComfyUI wants to hear of "24, 57" before it runs a graph: True, or what is wrong with it."""
+    try:
+        parse_key_frames(text or "")
+    except MaskError as error:
+        return str(error)
+    return True
+
+
+def painted_frames(first: int, key_frames: str, clip: Tensor) -> list[int]:
+    """The numbers of all frames of a clip that a person painted; several masks of one frame show several objects.
+
+    Raises:
+        MaskError: no such frame.
+    """
+    numbers = [first, *parse_key_frames(key_frames)]
+    return check_key_frames(numbers, len(numbers), len(clip), repeated=True)
 
 
 class Painted(NamedTuple):

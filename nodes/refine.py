@@ -7,8 +7,6 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ciri.compare import compare
-from ciri.errors import MaskError
-from ciri.frames import check_key_frames
 from ciri.inpainting.base import Backbone
 from ciri.propagation.base import Propagator
 from ciri.refinement.features import extractor_for
@@ -33,7 +31,7 @@ from ._adapt import (
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, masks_preview, preview_size, video_preview
 from ._report import as_list
-from .propagate import parse_key_frames
+from .propagate import key_frames_fault, painted_frames
 
 NO_PROPAGATOR = (
     "Refine propagator was given no propagator, so it has none to hand on: connect one to its input, or use its masks."
@@ -56,10 +54,11 @@ class RefinePropagator(io.ComfyNode):
             ),
             is_output_node=True,
             inputs=[
+                # masks and inpainted stand where their outputs do: where the node is bypassed, the page hands them on
                 io.Image.Input("images", tooltip="The clip before removal."),
-                io.Mask.Input("first_mask", tooltip="The object as it was painted on one frame."),
                 io.Mask.Input("masks", tooltip="The object in every frame, from Propagate mask or any other node."),
                 io.Image.Input("inpainted", tooltip="The clip after removal, from Inactivation inpaint."),
+                io.Mask.Input("first_mask", tooltip="The object as it was painted on one frame."),
                 BackboneSocket.Input("backbone", tooltip="What fills again: the Backbone that filled before."),
                 DetectorSocket.Input("detector", tooltip="What looks for the rest: any Residue detector node."),
                 PropagatorSocket.Input(
@@ -146,20 +145,16 @@ class RefinePropagator(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
-        try:
-            parse_key_frames(key_frames or "")
-        except MaskError as error:
-            return str(error)
-        return True
+        return key_frames_fault(key_frames)
 
     @classmethod
     @plain_errors
     def execute(
         cls,
         images: Tensor,
-        first_mask: Tensor,
         masks: Tensor,
         inpainted: Tensor,
+        first_mask: Tensor,
         backbone: Backbone,
         detector: ResidueDetector,
         mode: str,
@@ -185,8 +180,6 @@ class RefinePropagator(io.ComfyNode):
         frames = to_clip(images)
         filled = same_clip(to_clip(inpainted, what="inpainted clip"), frames)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
-        painted_too = parse_key_frames(key_frames)
-        fixed = check_key_frames([index, *painted_too], 1 + len(painted_too), len(frames))
         followed, more = to_masks(masks, frames, what="mask")
         done = refine(
             frames,
@@ -198,7 +191,7 @@ class RefinePropagator(io.ComfyNode):
             propagator=propagator,
             settings=settings,
             first_index=index,
-            fixed=fixed,
+            fixed=painted_frames(index, key_frames, frames),
             features=extractor_for(detector),
             on_step=progress(),
         )

@@ -5,6 +5,8 @@ Dimensions: t frames, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ def complementary_attention(
     backbone: Backbone,
     *,
     first_index: int = 0,
+    known: Sequence[int] = (),
     dilation: int | None = None,
     shadow: bool = True,
     on_step: OnStep = ignore,
@@ -35,6 +38,7 @@ def complementary_attention(
         predicted: (T, 1, H, W) in [0, 1], M_pred; where a frame has none, the map is 0.
         backbone: lends its encoder; for one that has none, the map is learned: see :mod:`ciri.inactivation.learned`.
         first_index: the frame that was annotated.
+        known: frames whose predictions are right as they are; a shadow is added to them as to all others.
         dilation: pixels around the prediction in which the map may be positive; default: 1/16 of the height for a
             map of features, 1/8 for a learned one.
         shadow: a learned map shows the target's shadow as well.
@@ -60,6 +64,8 @@ def complementary_attention(
         found = learned_attention(
             frames, first_mask, predicted, shipped(), first_index=first_index, dilation=reach, on_step=on_step
         )
+        for t in known:
+            found.target[t] = predicted[t]
         return found.map(shadow=shadow)
     if dilation is None:
         dilation = round(DILATION * height)
@@ -69,7 +75,9 @@ def complementary_attention(
     result = torch.zeros_like(predicted)
     # frame by frame: a clip's features would take more memory than the clip
     for index, (frame, mask) in enumerate(zip(frames, predicted, strict=True)):
-        if (mask > 0).any():
+        if index in known:
+            result[index] = mask
+        elif (mask > 0).any():
             features, covered = encode(frame[None])
             near = _enlarged(mask[None], covered).to(features.device)
             near_target = attention_map(features, target, near, dilation=dilation)

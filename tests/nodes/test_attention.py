@@ -70,6 +70,28 @@ def test_of_what_is_kept_no_more_is_taken_than_the_masks_take(run):
     assert torch.equal(attention, torch.where(kept > 0, torch.minimum(plain, masks), plain))
 
 
+@pytest.mark.parametrize("backbone", [Pools(), Grey()])
+def test_what_was_painted_beside_the_object_is_removed_too(run, backbone):
+    """Propagate mask joins further objects with the first; attention is told of the first alone."""
+    both = disc().repeat(4, 1, 1)
+    both[:, 2:8, 50:60] = 1
+    apart = attend(run, masks=both, backbone=backbone).args[0]
+    together = attend(run, masks=both, first_mask=both[:1], backbone=backbone).args[0]
+    assert torch.equal(apart, together)
+
+
+@pytest.mark.parametrize("backbone", [Pools(), Grey()])
+def test_masks_that_a_person_painted_again_are_believed(run, backbone):
+    masks = disc().repeat(4, 1, 1)
+    masks[2, 16:] = 0
+    attended = attend(run, masks=masks, backbone=backbone, shadow=False).args[0]
+    told = attend(run, masks=masks, backbone=backbone, shadow=False, key_frames="-2, -2").args[0]
+    assert torch.equal(told[2], masks[2]) and not torch.equal(attended[2], masks[2])
+    assert torch.equal(told[[0, 1, 3]], attended[[0, 1, 3]])
+    with pytest.raises(MaskError, match="outside the clip"):
+        attend(run, masks=masks, key_frames="4")
+
+
 def test_a_network_of_a_fixed_size_is_asked_at_that_size(run):
     backbone = Pools()
     backbone.facts = BackboneFacts(fixed_size=(16, 24))

@@ -10,6 +10,8 @@ from tests.nodes.schema import ROOT, english_texts, frozen
 SNAPSHOT = ROOT / "tests" / "nodes" / "schema_snapshot.json"
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 CHINESE = ROOT / "locales" / "zh" / "nodeDefs.json"
+#: Inputs of these types are fields on the node, not sockets.
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 HOW = "If the change is wanted: CIRI_UPDATE=1 python -m pytest tests/nodes/test_schema.py, then look at the diff."
 
 
@@ -42,6 +44,36 @@ def test_snapshot_keeps_the_order_of_inputs(described):
         for group in ("required", "optional"):
             got, expected = entry["input"].get(group, {}), _read(SNAPSHOT)[node_id]["input"].get(group, {})
             assert list(got) == list(expected), f"{node_id}: inputs were moved. {HOW}"
+
+
+def _bypassed(info: dict) -> dict[str, str | None]:
+    """Output -> the input that the page hands on in its place where a person bypasses the node.
+
+    It takes the input in the output's own place if it is of its type, else the first one that is.
+    """
+    sockets = [(n, entry[0]) for group in info["input"].values() for n, entry in group.items()]
+    sockets = [(n, kind) for n, kind in sockets if isinstance(kind, str) and kind.isupper() and kind not in WIDGETS]
+    found = {}
+    for place, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True)):
+        own = [n for n, of in sockets[place : place + 1] if of == kind]
+        found[name] = (own + [n for n, of in sockets if of == kind] + [None])[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("node_id", "output", "expected"),
+    [
+        ("CIRI_BridgeMasks", "masks", "masks"),
+        ("CIRI_ComplementaryAttention", "attention", "masks"),
+        ("CIRI_FuseInactivation", "inactivation", "masks"),
+        ("CIRI_InactivationInpaint", "images", "images"),
+        ("CIRI_RefinePropagator", "propagator", "propagator"),
+        ("CIRI_RefinePropagator", "masks", "masks"),
+        ("CIRI_RefinePropagator", "images", "inpainted"),
+    ],
+)
+def test_a_bypassed_node_hands_on_what_it_would_have_improved(described, node_id, output, expected):
+    assert _bypassed(described[node_id])[output] == expected
 
 
 def test_ids_and_categories(described):
