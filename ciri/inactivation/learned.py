@@ -21,6 +21,7 @@ from ciri.inactivation.fusion import fuse
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.segments import segments
 from ciri.progress import OnStep, ignore, part
+from ciri.shots import shots
 
 #: Frames are shrunk to this many pixels on the shorter side: the network was trained at this size, and what it corrects
 #: are parts, not edges.
@@ -89,18 +90,23 @@ def learned_attention(
     h, w = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
     painted, shown = _resized(first_mask, h, w)[0], _resized(frames[first_index : first_index + 1], h, w)[0]
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
-    for seen, asked in segments(count, longest_segment(MEMORY, h, w)):
-        clip = torch.cat([_resized(frame[None], h, w) for frame in frames[seen.start : seen.stop]])
-        masks = torch.cat([_resized(mask[None], h, w) for mask in predicted[seen.start : seen.stop]])
-        steps = part(on_step, asked.start / count, asked.stop / count)
-        now = range(asked.start - seen.start, asked.stop - seen.start)
-        answers = _look(network, _Segment(clip, masks, painted, shown), now, round(dilation * h / height), steps)
-        for t, answer in zip(asked, answers, strict=True):
-            if answer is not None:
-                _write(result, t, predicted[t].float().cpu(), answer)
+    done = 0
+    for shot in shots(frames):
+        for seen, asked in segments(len(shot), longest_segment(MEMORY, h, w)):
+            at = shot[seen.start : seen.stop]
+            clip = torch.cat([_resized(frames[t : t + 1], h, w) for t in at])
+            masks = torch.cat([_resized(predicted[t : t + 1], h, w) for t in at])
+            steps = part(on_step, done / count, (done + len(asked)) / count)
+            now = range(asked.start - seen.start, asked.stop - seen.start)
+            answers = _look(network, _Segment(clip, masks, painted, shown), now, round(dilation * h / height), steps)
+            for t, answer in zip(shot[asked.start : asked.stop], answers, strict=True):
+                if answer is not None:
+                    _write(result, t, predicted[t].float().cpu(), answer)
+            done += len(asked)
+        result.shadow[shot] = steadied(result.shadow[shot], predicted[shot].cpu())
     part(on_step, 0, 1)(1, 1)
     result.target[first_index] = first_mask[0]
-    return Attended(result.target.to(frames.device), steadied(result.shadow, predicted.cpu()).to(frames.device))
+    return Attended(result.target.to(frames.device), result.shadow.to(frames.device))
 
 
 def inactivation_map(

@@ -10,7 +10,8 @@ from ciri.crop_track import CropTrack, follow_target, target_boxes
 from ciri.errors import MaskError
 from ciri.frames import as_pair, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
-from ciri.progress import OnStep, ignore
+from ciri.progress import OnStep, ignore, part
+from ciri.shots import shots
 
 #: A crop is only worth its seams when it saves at least this share of the pixels.
 WORTHWHILE = 0.8
@@ -33,6 +34,8 @@ def remove(
 ) -> Tensor:
     """Fill the inactivated region of a clip; every pixel away from it equals the input bit for bit.
 
+    Every shot of a clip that was cut is filled from itself.
+
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
         inactivation: float32 (T, 1, H, W) in [0, 1] (M_iac); frames without a positive value come back untouched.
@@ -51,6 +54,29 @@ def remove(
             f"The inactivation masks have shape {tuple(inactivation.shape)}; expected {expected}, "
             "one mask of the frames' size for every frame."
         )
+    scenes, done = shots(frames), 0
+    if len(scenes) == 1:
+        return _remove(frames, inactivation, backbone, grow, feather, crop, on_step)
+    result = frames.clone()
+    for scene in scenes:
+        # a shot in one piece is looked at where it is, not copied
+        at = slice(scene[0], scene[-1] + 1) if scene[-1] - scene[0] < len(scene) else scene
+        steps = part(on_step, done / len(frames), (done + len(scene)) / len(frames))
+        result[at] = _remove(frames[at], inactivation[at], backbone, grow, feather, crop, steps)
+        done += len(scene)
+    return result
+
+
+def _remove(
+    frames: Tensor,
+    inactivation: Tensor,
+    backbone: Backbone,
+    grow: int,
+    feather: int,
+    crop: bool,
+    on_step: OnStep,
+) -> Tensor:
+    """As :func:`remove`, of one shot."""
     boxes, any_hole = _reach(inactivation, grow, feather)
     if not any_hole:
         return frames

@@ -1,4 +1,4 @@
-"""How much to believe of a predicted mask, and whether the clip was cut.
+"""How much to believe of a predicted mask.
 
 Dimensions: k objects, h w pixels, gh gw cells of the memory's grid.
 """
@@ -14,11 +14,6 @@ POSSIBLE = 0.1
 
 #: How much of the confidence is lost where two propagators have nothing in common.
 DISSENT = 0.6
-
-#: Mean difference of neighbouring thumbnails (grey, local contrast removed by pooling) that can be a cut, ...
-CUT_DIFFERENCE = 0.08
-#: ... if it is also this many times what is usual in the clip.
-CUT_RATIO = 4.0
 
 
 def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
@@ -63,17 +58,3 @@ def agreement(probs: Tensor, hints: Tensor) -> Tensor:
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over all but the first dimension; 0 where there is no weight."""
     return (values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
-
-
-def find_cuts(frames: Tensor) -> list[int]:
-    """Return the frames that begin a new shot: their thumbnail differs from the one before far more than is usual.
-
-    Args:
-        frames: float32 (T, 3, H, W) in [0, 1].
-    """
-    if len(frames) < 3:
-        return []
-    small = torch.stack([F.adaptive_avg_pool2d(frame.mean(0, keepdim=True), (12, 16)) for frame in frames])
-    difference = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
-    usual = difference.median()
-    return [int(i) + 1 for i in torch.nonzero((difference > CUT_DIFFERENCE) & (difference > CUT_RATIO * usual))]

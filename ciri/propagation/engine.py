@@ -21,10 +21,10 @@ from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import LOST_BELOW, MaskTrack, Propagator
 from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
-from ciri.propagation.confidence import find_cuts
 from ciri.propagation.network import MemoryNetwork
 from ciri.propagation.tracking import DirectedPass, Hints, MemoryPolicy, Prediction
 from ciri.propagation.units import WorkUnits
+from ciri.shots import find_cuts
 
 #: Share of the time that the guide takes, for the progress bar.
 GUIDE_SHARE = 0.25
