@@ -24,8 +24,18 @@ def nothing(height: int, width: int) -> None:
     """The :data:`BeforeRun` of a program that has nothing to give way."""
 
 
-#: How PyTorch's CPU allocator, which raises a plain RuntimeError, words it on Linux and on Windows.
-CPU_WORDS = ("can't allocate memory", "not enough memory")
+#: How shortages are worded that are no torch.OutOfMemoryError but a plain RuntimeError, or torch.AcceleratorError.
+WORDS = (
+    # the CPU allocator, on Linux and on Windows
+    "can't allocate memory",
+    "not enough memory",
+    # CUDA and HIP where the driver and not PyTorch's allocator runs short, MPS, XPU
+    "out of memory",
+    # workspaces of cuBLAS, cuDNN, cuSOLVER and cuSPARSE
+    "STATUS_ALLOC_FAILED",
+    # MPS, for a tensor larger than the largest block that it gives out
+    "Invalid buffer size",
+)
 
 
 def return_unused_memory() -> None:
@@ -52,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
 def repeat_smaller(work: Callable[[], T], shrink: Callable[[], bool]) -> T:

@@ -76,7 +76,8 @@ def remove_object(
 
     Args:
         frames: floating (T, 3 | 4, H, W) in [0, 1].
-        first_mask: (H, W), (K, H, W) or (K, 1, H, W) in [0, 1]: the object on the annotated frames.
+        first_mask: (H, W), (K, H, W) or (K, 1, H, W) in [0, 1]: the object on the annotated frames. Like all masks here
+            it may be on another device than the frames; what comes out is on theirs.
         propagator: follows the object through the clip. With ``masks`` it is needed only to bridge them.
         backbone: fills what the masks cover.
         key_frames: the frame number of each annotated mask; negative ones count from the end. Several masks for one
@@ -244,6 +245,8 @@ def propagate(
 def given_masks(frames: Tensor, masks: Tensor) -> MaskTrack:
     """Take a mask for every frame from elsewhere; its confidence is 1 where it shows an object and 0 where not.
 
+    The masks may be on any device; the track is on the frames'.
+
     Raises:
         MaskError: another count, size or shape than the clip's, or no object in any frame.
     """
@@ -253,4 +256,4 @@ def given_masks(frames: Tensor, masks: Tensor) -> MaskTrack:
     seen = (checked > 0.5).flatten(1).any(1)
     if not seen.any():
         raise MaskError("All masks are empty (no pixel above 0.5); paint the object white.")
-    return MaskTrack(checked, seen.to(torch.float32), notes)
+    return MaskTrack(checked.to(frames.device), seen.to(frames.device, torch.float32), notes)

@@ -1,13 +1,15 @@
 """Which floating-point type a network runs in, and a copy of it that does.
 
 Half the bits are several times the speed where the processor multiplies them natively (AMX, AVX512-BF16, tensor
-cores) and slower than float32 elsewhere, so the processor is asked by a short measurement, not by its name.
+cores) and slower than float32 elsewhere, so the processor is asked by a short measurement, not by its name. Graphics
+cards say by their compute capability what they multiply natively, but for a few that get it wrong.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import re
 import time
 from functools import lru_cache
 from typing import TypeVar
@@ -25,6 +27,11 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16
 
 #: bf16 has to be this much faster than float32 to be worth its rounding.
 WORTH_IT = 1.3
+
+#: Compute capability from which fp16 is fast; on most older cards it runs at a 64th of the speed of float32.
+FAST_FP16 = (7, 0)
+#: Names of cards of capability 7.5 without tensor cores, known to go wrong in fp16 (the same that ComfyUI excepts).
+BROKEN_FP16 = r"\b(GTX 16[356]0|T500|T550|T600|T1000|T1200|T2000|MX450|MX550|CMP 30HX)\b"
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -44,10 +51,20 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if asked is not None:
         return asked
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        return _fast_on_card(device)
     if device.type == "cpu" and cpu_speedup_of_bfloat16(torch.get_num_threads()) >= WORTH_IT:
         return torch.bfloat16
     return torch.float32
+
+
+def _fast_on_card(device: torch.device) -> torch.dtype:
+    """What a graphics card computes fastest in without going wrong; asking costs nothing, so nothing is measured."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return torch.bfloat16
+    if capability < FAST_FP16 or re.search(BROKEN_FP16, torch.cuda.get_device_name(device)):
+        return torch.float32
+    return torch.float16
 
 
 @lru_cache

@@ -13,6 +13,8 @@ from ciri.errors import MaskError
 def fuse(predicted: Tensor, attention: Tensor, beta: Tensor | float) -> Tensor:
     """Return M_iac = b M_pred + (1 - b) M_attn; all maps (T, 1, H, W) in [0, 1].
 
+    The two may be on different devices; M_iac is where the predicted masks are.
+
     Raises:
         MaskError: the maps differ in shape, or b is a number outside [0, 1].
     """
@@ -23,7 +25,7 @@ def fuse(predicted: Tensor, attention: Tensor, beta: Tensor | float) -> Tensor:
         )
     if isinstance(beta, float) and not 0 <= beta <= 1:
         raise MaskError(f"beta is {beta}; expected a share in [0, 1].")
-    return beta * predicted + (1 - beta) * attention
+    return beta * predicted + (1 - beta) * attention.to(predicted.device)
 
 
 def spared(found: Tensor, predicted: Tensor, kept: Tensor) -> Tensor:
@@ -35,6 +37,8 @@ def spared(found: Tensor, predicted: Tensor, kept: Tensor) -> Tensor:
         found, predicted: an attention map or M_iac, and M_pred.
         kept: what is to stay, as it was followed along with the target.
 
+    The three may be on different devices; the map that comes out is where ``found`` is.
+
     Raises:
         MaskError: the maps differ in shape.
     """
@@ -43,6 +47,7 @@ def spared(found: Tensor, predicted: Tensor, kept: Tensor) -> Tensor:
             f"What is to stay has shape {tuple(kept.shape)}, the masks {tuple(predicted.shape)} and the map "
             f"{tuple(found.shape)}; all have to come from the same clip."
         )
+    predicted, kept = predicted.to(found.device), kept.to(found.device)
     return torch.where(kept > 0.5, torch.minimum(found, predicted), found)
 
 

@@ -120,14 +120,16 @@ def inactivation_map(
     shadow: bool = True,
     on_step: OnStep = ignore,
 ) -> Tensor:
-    """Return M_iac of Eq. 3, float32 (T, 1, H, W), fused by the learned b.
+    """Return M_iac of Eq. 3, float32 (T, 1, H, W) on the frames' device, fused by the learned b.
 
     Args:
-        frames, first_mask, predicted, network, first_index, on_step: as in :func:`learned_attention`.
+        frames, first_mask, predicted, network, first_index, on_step: as in :func:`learned_attention`. The masks may be
+            on another device than the frames.
         known: frames whose masks are right as they are; a shadow is added to them as to all others.
         shadow: the shadow is inactivated too.
     """
     reach = round(REGION * frames.shape[2])
+    first_mask, predicted = first_mask.to(frames.device), predicted.to(frames.device)
     found = learned_attention(
         frames, first_mask, predicted, network, first_index=first_index, dilation=reach, on_step=on_step
     )

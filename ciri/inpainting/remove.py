@@ -38,7 +38,8 @@ def remove(
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
-        inactivation: float32 (T, 1, H, W) in [0, 1] (M_iac); frames without a positive value come back untouched.
+        inactivation: float32 (T, 1, H, W) in [0, 1] (M_iac), on any device; frames without a positive value come back
+            untouched.
         backbone: what fills it.
         grow: the map is dilated by this many pixels first (eroded if negative).
         feather: width in pixels, outside the grown map, of the transition to the input.
@@ -54,6 +55,7 @@ def remove(
             f"The inactivation masks have shape {tuple(inactivation.shape)}; expected {expected}, "
             "one mask of the frames' size for every frame."
         )
+    inactivation = inactivation.to(frames.device)
     scenes, done = shots(frames), 0
     if len(scenes) == 1:
         return _remove(frames, inactivation, backbone, grow, feather, crop, on_step)

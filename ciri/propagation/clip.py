@@ -129,9 +129,13 @@ class FeatureCache:
         return found[1]
 
     def put(self, name: Hashable, features: FrameFeatures) -> None:
-        """Store features if there is room or an earlier call's can go."""
+        """Store features if there is room or an earlier call's can go; those of the same name are replaced."""
         if self._closed:
             return
+        # frames that repeat are encoded together, before any of them is there to be found
+        before = self._entries.pop(name, None)
+        if before is not None:
+            self._bytes -= before[1].nbytes()
         size = features.nbytes()
         while self._bytes + size > self.capacity:
             oldest = next(iter(self._entries), None)

@@ -145,6 +145,7 @@ class MemoryPropagator:
         Raises:
             MaskError: no annotation, or objects are numbered with gaps.
             OutOfMemoryError: memory ran out even in the smallest units of work; the message names the knobs.
+            CiriError: the network answered with NaN or infinity, as fp16 may; the message names the remedy.
         """
         annotated, objects = _by_frame(annotations)
         try:

@@ -86,7 +86,9 @@ class ValueEncoder(nn.Module):
         inside = F.avg_pool2d(masks, 16)
         parts = []
         for weight in (inside, 1 - inside):
-            parts.append((local * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-2))
+            # sums over the cells of a large frame go beyond what fp16 holds; means do not
+            total, area = (x.sum((2, 3), dtype=torch.float32) for x in (local * weight, weight))
+            parts.append((total / (area + 1e-2)).to(local.dtype))
         summary = self.summary(torch.cat(parts, 1))[:, :, None, None].expand(-1, -1, *local.shape[-2:])
         return torch.cat([local, summary], 1)
 

@@ -44,21 +44,23 @@ def follow(
     Args:
         propagator: follows each object.
         frames: float32 (T, 3, H, W) in [0, 1].
-        masks: float32 (K, 1, H, W) in [0, 1], none of them empty.
+        masks: float32 (K, 1, H, W) in [0, 1], none of them empty, on any device.
         numbers: the K frame indices that the masks belong to; each in 0..T-1.
-        keep: float32 (N, 1, H, W) in [0, 1], what is to stay, painted on the frame of the first mask; each mask shows
-            an object. Where it overlaps with masks of that frame, these count.
+        keep: float32 (N, 1, H, W) in [0, 1], what is to stay, painted on the frame of the first mask, on any device;
+            each mask shows an object. Where it overlaps with masks of that frame, these count.
         on_step: progress callback over all objects; may raise to stop.
 
     Returns:
-        The largest of the objects' probabilities at each pixel, and the least of their confidences in each frame; with
-        several, the notes say so, and which object each is about. ``kept`` shows what stays, if that was asked for.
+        The largest of the objects' probabilities at each pixel, and the least of their confidences in each frame, on
+        the frames' device; with several, the notes say so, and which object each is about. ``kept`` shows what stays,
+        if that was asked for.
 
     Raises:
         MaskError: a mask of what is to stay is empty, or lies within what is to go.
     """
     objects = grouped(numbers)
-    stay = None if keep is None else _beside(keep, masks[[n == numbers[0] for n in numbers]])
+    masks = masks.to(frames.device)
+    stay = None if keep is None else _beside(keep.to(frames.device), masks[[n == numbers[0] for n in numbers]])
 
     def one(own: list[int], on_step: OnStep) -> MaskTrack:
         at = [numbers[i] for i in own]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.errors import CiriError
 from ciri.propagation.clip import EncodedClip, Geometry
 from ciri.propagation.confidence import agreement, mask_confidence
 from ciri.propagation.memory import Memory, to_map, to_rows
@@ -158,7 +159,11 @@ class DirectedPass:
         return len(self._order)
 
     def run(self) -> Iterator[Prediction]:
-        """Yield every frame of the pass, in its order."""
+        """Yield every frame of the pass, in its order.
+
+        Raises:
+            CiriError: the network answered with NaN or infinity.
+        """
         known_from_start = self._remember_all_annotations()
         for i, t in enumerate(self._order):
             upcoming = self._order[i + 1 :]
@@ -283,14 +288,16 @@ class DirectedPass:
         hints = None
         if self._hints is not None:
             hints = self._hints.at(t, self._objects(), self.clip.geometry, self.clip.device)
-        probs = aggregate(self._decode(torch.cat(readouts), torch.cat(shares), features, hints))
+        readout = torch.cat(readouts)
+        self._check_numbers(readout, features)
+        probs = aggregate(self._decode(readout, torch.cat(shares), features, hints))
         confidence = mask_confidence(probs, torch.cat(explained))
         if hints is not None:
             confidence = confidence * agreement(probs, hints)
         if self.policy.store_above is not None:
             # a target that no pixel shows is not shown faintly either, and what is faint is nothing: a trace of mask
             # everywhere would make the whole frame the part that removal works on
-            probs = probs * ((probs > FAINT) & (confidence > 0).view(-1, 1, 1, 1))
+            probs = torch.where((probs > FAINT) & (confidence > 0).view(-1, 1, 1, 1), probs, 0.0)
         objects = self._objects()
         return Prediction(t, objects, probs, confidence, self._distances(t, objects))
 
@@ -330,7 +337,23 @@ class DirectedPass:
         """Decode some objects at a time."""
         parts = readout.split(self._units.objects)
         told = [None] * len(parts) if hints is None else hints.split(self._units.objects)
-        return torch.cat([self.network.decode(part, features, hint) for part, hint in zip(parts, told, strict=True)])
+        logits = torch.cat([self.network.decode(part, features, hint) for part, hint in zip(parts, told, strict=True)])
+        self._check_numbers(logits, features)
+        return logits
+
+    def _check_numbers(self, values: Tensor, features: FrameFeatures) -> None:
+        """Refuse what the network answered if it holds NaN or infinity: the masks would say that the target is gone."""
+        if bool(torch.isfinite(values).all()):
+            return
+        dtype = features.maps[0].dtype
+        if dtype == torch.float32:
+            remedy = "Its weights are broken: get their file again, or choose another propagator."
+        else:
+            remedy = "Choose precision fp32, or compute on the CPU."
+        raise CiriError(
+            f"The propagator {self.network.name} came to values that are not numbers (NaN or infinite) while it "
+            f"computed in {str(dtype).removeprefix('torch.')}. {remedy}"
+        )
 
 
 Box = tuple[int, int, int, int]

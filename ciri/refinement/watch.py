@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import OutOfMemoryError
+from ciri.out_of_memory import is_out_of_memory
 from ciri.progress import OnStep, ignore
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import paste_map, search_window
@@ -162,7 +163,9 @@ def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH,
         part = slice(start, min(start + batch, count))
         try:
             work(part)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if batch == 1:
                 raise OutOfMemoryError(
                     "Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 
 from benchmarks.inpainting import NETWORKS, network_of
 from benchmarks.propagation import seeded_stcn
+from ciri.inactivation.fusion import fuse, spared
 from ciri.inactivation.learned import shipped
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.remove import remove
-from ciri.pipeline import remove_object
+from ciri.pipeline import propagate, remove_object
 from ciri.propagation import registry as propagators
 from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement.settings import MODES, RefinementSettings
@@ -19,6 +20,7 @@ from ciri.residue import registry as detectors
 from tests.pretended_gpu import pretended_gpu
 
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "auto"])
+APART = pytest.mark.parametrize("frames_there", [True, False], ids=["frames on the card", "masks on the card"])
 
 
 def scene(length=5, height=96, width=128):
@@ -30,6 +32,13 @@ def scene(length=5, height=96, width=128):
     for t in range(length):
         masks[t, :, height // 3 : 2 * height // 3, width // 3 + 2 * t : width // 3 + 2 * t + height // 4] = 1
     return torch.where(masks > 0, torch.tensor([1.0, 0.0, 1.0])[:, None, None], frames), masks
+
+
+def apart(gpu, frames_there):
+    """Frames of a scene, its masks on the other device, and the device of the frames."""
+    frames, masks = scene(3)
+    frames, masks = (frames.to(gpu), masks) if frames_there else (frames, masks.to(gpu))
+    return frames, masks, frames.device
 
 
 @pytest.fixture
@@ -77,6 +86,48 @@ def test_the_classical_propagator_answers_where_it_was_asked(gpu):
     frames, masks = (x.to(gpu) for x in scene(3))
     track = propagators.build("flow").propagate(frames, masks[:1], [0])
     assert track.probs.device == track.confidence.device == gpu
+
+
+@APART
+@pytest.mark.parametrize("name", ["lite", "flow"])
+def test_masks_elsewhere_than_the_frames_are_followed(gpu, name, frames_there):
+    """What is to stay and several objects included: their masks are compared with each other and with the answers."""
+    frames, masks, result_on = apart(gpu, frames_there)
+    keep = torch.zeros_like(masks[0])
+    keep[:, 4:20, 4:20] = 1
+    propagator = propagators.build(name, device=gpu) if name == "lite" else propagators.build(name)
+    track = propagate(frames, masks[0], propagator, keep=keep)
+    two = propagate(frames, masks[[0, 2]], propagator, key_frames=[0, 0])
+    assert {x.device for x in (track.probs, track.confidence, track.kept, two.probs, two.confidence)} == {result_on}
+    together = propagate(frames.to(gpu), masks[0].to(gpu), propagator, keep=keep.to(gpu))
+    torch.testing.assert_close(track.probs.cpu(), together.probs.cpu())
+
+
+@APART
+@pytest.mark.parametrize("name", ["lite", "flow"])
+def test_a_map_elsewhere_than_the_frames_is_filled(gpu, name, frames_there):
+    frames, masks, result_on = apart(gpu, frames_there)
+    backbone = backbones.build(name, device=gpu) if name == "lite" else backbones.build(name)
+    filled, together = remove(frames, masks, backbone), remove(frames.to(gpu), masks.to(gpu), backbone)
+    assert filled.device == result_on
+    torch.testing.assert_close(filled.cpu(), together.cpu())
+
+
+@APART
+def test_all_stages_from_given_masks_elsewhere_than_the_frames(gpu, frames_there):
+    frames, masks, result_on = apart(gpu, frames_there)
+    removal = remove_object(frames, masks=masks, attention=shipped(), **stages(gpu, detector=False))
+    assert {x.device for x in (removal.frames, removal.masks.probs, removal.masks.confidence)} == {result_on}
+
+
+@APART
+def test_maps_of_different_devices_are_fused(gpu, frames_there):
+    first, second = torch.rand(2, 1, 4, 5), torch.rand(2, 1, 4, 5)
+    here, there = (first.to(gpu), second) if frames_there else (first, second.to(gpu))
+    fused, left = fuse(here, there, 0.3), spared(here, there, there)
+    assert fused.device == left.device == here.device
+    assert torch.equal(fused.cpu(), fuse(first, second, 0.3))
+    assert torch.equal(left.cpu(), spared(first, second, second))
 
 
 @PRECISIONS

@@ -17,7 +17,41 @@ def test_a_real_shortage_is_recognised():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("not enough memory"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.98 GB, other allocations: 2 GB, max allowed: 9 GB)."),
+        RuntimeError("Invalid buffer size: 12.00 GiB"),
+        RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=lambda error: str(error)[:20],
+)
+def test_shortages_of_drivers_and_libraries_are_answered(error):
+    assert is_out_of_memory(error)
+    calls = []
+
+    def work():
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return "done"
+
+    assert repeat_smaller(work, lambda: True) == "done"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes do not match"),
+        ValueError("not enough memory"),
+        KeyError("x"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    ],
+)
 def test_other_errors_are_not_shortages(error):
     assert not is_out_of_memory(error)
     calls = []

@@ -1,11 +1,13 @@
 import cv2
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ciri.errors import CheckpointError
+from ciri.errors import CheckpointError, OutOfMemoryError
 from ciri.inpainting.base import Backbone
-from ciri.inpainting.lite import LiteBackbone, around, load_lite
+from ciri.inpainting.lite import LiteBackbone, Tiling, around, extent, load_lite
 from ciri.inpainting.lite_guidance import Guidance, find_copies, guidance
 from ciri.inpainting.lite_network import (
     CANDIDATES,
@@ -148,7 +150,6 @@ def test_clips_of_a_batch_do_not_mix():
 @pytest.mark.parametrize("at", [(0, 0), (100, 150), (200, 300), (255, 383)])
 def test_the_part_around_a_hole_reaches_as_far_as_the_picture_bears_on_it(at):
     covered = torch.zeros(256, 384, dtype=torch.bool)
-    assert around(covered) is None
     covered[at] = True
     for part, place, side in zip(around(covered), at, (256, 384), strict=True):
         assert part.start % MULTIPLE == 0 and (part.stop - part.start) % MULTIPLE == 0
@@ -168,6 +169,98 @@ def test_working_on_the_part_around_the_hole_changes_next_to_nothing():
     base = find_copies(frames, mask).fill
     assert (found - whole)[hidden].abs().max() < 0.05 * (whole - base)[hidden].abs().max()
     assert torch.equal(found[~hidden], frames[~hidden])
+
+
+def short_of_memory(backbone, most, error):
+    """Let a backbone's network fail above so many pixels; returns the sizes that it was called with."""
+    forward, sizes = backbone.network.forward, []
+
+    def fails_above(frames, *rest):
+        sizes.append(tuple(frames.shape[-2:]))
+        if sizes[-1][0] * sizes[-1][1] > most:
+            raise error
+        return forward(frames, *rest)
+
+    backbone.network.forward = fails_above
+    return sizes
+
+
+def two_holes():
+    """Frames of 192 x 256 and a mask with a large hole and a small one."""
+    clean, _, _ = pan(3, 192, 256)
+    mask = torch.zeros(3, 1, 192, 256)
+    mask[:, :, 60:140, 80:180] = mask[:, :, 20:30, 20:40] = 1
+    return torch.where(mask > 0, torch.tensor([1.0, 0.0, 1.0])[:, None, None], clean), mask
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()]
+)
+@pytest.mark.parametrize("most", [160 * 192, 128 * 128])
+def test_a_frame_is_filled_in_tiles_when_memory_runs_out(error, most):
+    """The shipped network sees further than the tiles' margin of 48 pixels, but hardly: half a grey level of 255."""
+    frames, mask = two_holes()
+    whole, backbone = load_lite(precision="fp32").inpaint(frames, mask), load_lite(precision="fp32")
+    sizes = short_of_memory(backbone, most, error)
+    tiled = backbone.inpaint(frames, mask)
+    hidden, base = (mask > 0).expand_as(frames), find_copies(frames, mask).fill
+    assert (tiled - whole).abs().max() < 0.5 / 255
+    assert (tiled - whole).abs()[hidden].mean() < 0.02 * (whole - base).abs()[hidden].mean()
+    assert torch.equal(tiled[~hidden], frames[~hidden])
+    # what has become small stays small: the frames after the first are not tried whole again
+    tries = [i for i, (height, width) in enumerate(sizes) if height * width > most]
+    assert tries[0] == 0 and len(tries) <= 3 and (len(sizes) - 1 - tries[-1]) % 3 == 0
+    # and the next run begins as this one did
+    backbone.inpaint(frames[:1], mask[:1])
+    assert sizes.count(sizes[0]) == 2
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_tiles_of_a_network_that_looks_at_single_pixels_are_exact(gate):
+    """Nothing is left out, filled twice, or filled from what a failed try has written."""
+    frames, mask = two_holes()
+    backbone = LiteBackbone(LiteNetwork(LiteConfig(**{**SMALL.to_dict(), "gate": gate})), precision="fp32")
+    whole = backbone.inpaint(frames, mask)
+    sizes = short_of_memory(backbone, 128 * 128, MemoryError())
+    # a new network blends by the same share everywhere; what differs is the order of sums
+    torch.testing.assert_close(backbone.inpaint(frames, mask), whole, rtol=0, atol=1e-6)
+    assert len(sizes) > 10
+
+
+def test_running_out_of_memory_for_good_names_the_knobs():
+    _, frames, mask = pan(2, 96, 128)
+    backbone = LiteBackbone(LiteNetwork(SMALL), precision="fp32")
+    sizes = short_of_memory(backbone, 64 * 64, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemoryError, match=r"lite filled 128x96 frames.*crop.*lower resolution"):
+        backbone.inpaint(frames, mask)
+    assert 1 <= len(sizes) < 8
+
+
+def test_other_errors_pass_at_once():
+    _, frames, mask = pan(2)
+    backbone = LiteBackbone(LiteNetwork(SMALL), precision="fp32")
+    sizes = short_of_memory(backbone, 0, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        backbone.inpaint(frames, mask)
+    assert len(sizes) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 4))
+def test_tiles_split_what_is_covered(seed, halvings):
+    generator = torch.Generator().manual_seed(seed)
+    covered = torch.rand(112, 160, generator=generator) > 0.5
+    top, left = (int(torch.randint(0, n, (), generator=generator)) for n in (100, 150))
+    covered[:top], covered[:, :left] = False, False
+    covered[top, left] = True
+    tiling, sides = Tiling(), [200]
+    for _ in range(halvings):
+        if tiling.halve(covered):
+            sides.append(tiling.side)
+    assert sides == sorted(set(sides), reverse=True)
+    tiles = list(tiling.tiles(covered))
+    assert torch.equal(torch.stack(tiles).sum(0), covered.long()) and all(tile.any() for tile in tiles)
+    assert all(s.stop - s.start <= sides[-1] for tile in tiles for s in extent(tile))
 
 
 def test_a_long_clip_is_filled_in_segments():

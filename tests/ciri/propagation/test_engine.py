@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ciri.errors import CiriError, MaskError
-from ciri.propagation.base import Propagator
+from ciri.propagation.base import LOST_BELOW, Propagator
 from ciri.propagation.engine import Annotation, MemoryPropagator
 from ciri.propagation.tracking import aggregate
 from tests.ciri.propagation.toy_network import ColourNetwork, engine, moving_square, overlap
@@ -291,3 +291,21 @@ def test_an_unknown_precision_is_an_error():
     frames, masks = moving_square(2)
     with pytest.raises(CiriError, match="auto, fp32"):
         engine(precision="int4").propagate(frames, masks[:1], [0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("method", "wrong"), [("encode_key", "nan"), ("encode_value", "nan"), ("decode", "inf")])
+@pytest.mark.parametrize("store_above", [LOST_BELOW, None])
+def test_what_is_not_a_number_is_an_error_and_no_lost_target(monkeypatch, method, wrong, precision, store_above):
+    original = getattr(ColourNetwork, method)
+
+    def overflows(self, *args):
+        answer = original(self, *args)
+        (answer.key if method == "encode_key" else answer).fill_(float(wrong))
+        return answer
+
+    monkeypatch.setattr(ColourNetwork, method, overflows)
+    frames, masks = moving_square(3)
+    remedy = {"fp32": "weights are broken", "fp16": "precision fp32"}[precision]
+    with pytest.raises(CiriError, match=f"colour .*not numbers.*float{precision[2:]}.*{remedy}"):
+        engine(precision=precision, store_above=store_above).propagate(frames, masks[:1], [0])

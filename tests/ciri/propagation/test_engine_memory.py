@@ -114,6 +114,21 @@ def test_the_cache_is_bounded_and_keeps_the_first_frames():
     assert propagator._cache._bytes <= 4 * one
 
 
+def test_frames_that_repeat_are_counted_once():
+    """Film at half the rate shows every frame twice, and both may be encoded in one batch."""
+    frames, masks = moving_square(6)
+    one = 3 * 48 * 64 * 4 + 3 * 12 * 16 * 4
+    propagator = engine(batch=4, cache_bytes=7 * one)
+    for brightness in (1.0, 0.9, 0.8):
+        twice = (brightness * frames).repeat_interleave(2, 0)
+        propagator.propagate(twice, masks[:1], [0])
+        # room for all of them, and one of an earlier clip
+        assert propagator._cache._bytes == one * len(propagator._cache) and len(propagator._cache) in (6, 7)
+    count = sum(propagator.network.encoded)
+    propagator.propagate(twice, masks[:1], [0])
+    assert sum(propagator.network.encoded) == count
+
+
 def test_two_thousand_frames_in_bounded_memory():
     frames, masks = moving_square(12, 24, 32, side=8)
     frames, masks = frames.repeat(167, 1, 1, 1)[:2000], masks.repeat(167, 1, 1, 1)[:2000]

@@ -1,5 +1,7 @@
 """The small propagator's network: its arithmetic against brute force, its promises to the engine, its files."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,6 +248,20 @@ def test_a_network_in_half_precision_keeps_keys_and_logits_in_full(network):
         value = half.encode_value(frames, features, mask, mask)
         logits = half.decode(value, features, torch.rand(1, 2, 32, 48))
     assert features.key.dtype == logits.dtype == torch.float32
+
+
+def test_the_summary_of_a_large_frame_does_not_overflow_in_fp16(network):
+    """20 x 20 cells of about 200 add up to 80000; fp16 ends at 65504."""
+    whole = copy.deepcopy(network)
+    with torch.no_grad():
+        whole.value_encoder.fuser[1].conv2.bias += 200
+        half = copy.deepcopy(whole).fold().half()
+        frames, mask = clip(1, 320, 320), torch.ones(1, 1, 320, 320)
+        expected = whole.encode_value(frames, whole.encode_key(frames), mask, mask)
+        features = half.encode_key(frames)
+        value = half.encode_value(frames, features, mask, mask)
+    assert value.dtype == torch.float16
+    torch.testing.assert_close(value.float(), expected, rtol=0.02, atol=0.5)
 
 
 def test_exported_weights_are_read_back(network, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ciri.errors import OutOfMemoryError
 from ciri.frames import grow_mask
 from ciri.inpainting.remove import remove, soft_edges
 from ciri.refinement import acceptance, growth
@@ -173,16 +174,30 @@ def test_suspicious_are_clear_frames_and_faint_pairs():
     assert suspects(Residue(torch.zeros(0), scores / 4, []), share=0.25) == [1, 5, 6]
 
 
-def test_batches_shrink_until_they_fit():
-    done = []
+@pytest.mark.parametrize(
+    "shortage", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()]
+)
+def test_batches_shrink_until_they_fit(shortage):
+    done, most = [], [3]
 
     def work(part):
-        if part.stop - part.start > 3:
-            raise torch.OutOfMemoryError("out of memory")
+        if part.stop - part.start > most[0]:
+            raise shortage
         done.extend(range(10)[part])
 
     in_batches(10, work)
     assert done == list(range(10))
+    most[0] = 0
+    with pytest.raises(OutOfMemoryError, match="smaller frames"):
+        in_batches(10, work)
+
+
+def test_batches_do_not_shrink_for_another_error():
+    def work(part):
+        raise RuntimeError(f"shapes of {part} do not match")
+
+    with pytest.raises(RuntimeError, match="do not match"):
+        in_batches(10, work)
 
 
 def test_the_report_counts_and_explains():
