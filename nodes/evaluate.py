@@ -55,7 +55,8 @@ class EvaluateRemoval(io.ComfyNode):
         cls, result: Tensor, reference: Tensor, masks: Tensor, reference_is: str, tracked_masks: Tensor | None = None
     ) -> io.NodeOutput:
         clean = choose(reference_is, [CLEAN, ORIGINAL], "The kind of reference") == CLEAN
-        made, compared = to_clip(result, what="result"), to_clip(reference, what="reference")
+        made = to_clip(result, what="result")
+        compared = to_clip(reference, what="reference").to(made.device)
         true, notes = to_masks(masks, made, what="mask")
         tracked = None
         if tracked_masks is not None:
