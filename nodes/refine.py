@@ -186,7 +186,8 @@ class RefinePropagator(io.ComfyNode):
         filled = same_clip(to_clip(inpainted, what="inpainted clip"), frames)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
         painted_too = parse_key_frames(key_frames)
-        fixed = check_key_frames([index, *painted_too], 1 + len(painted_too), len(frames))
+        # a frame on which several objects were painted is named once for each, as in Propagate mask
+        fixed = check_key_frames([index, *painted_too], 1 + len(painted_too), len(frames), repeated=True)
         followed, more = to_masks(masks, frames, what="mask")
         done = refine(
             frames,
