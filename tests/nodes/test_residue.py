@@ -280,6 +280,12 @@ def test_without_siammask_s_file_the_folder_is_named(run, folder):
     assert str(folder) in str(caught.value)
 
 
+def test_a_missing_file_of_one_s_own_is_named_and_what_to_do(run, folder):
+    words = "'gone.safetensors' is not there. Choose 'shipped', .*'python -m ciri train residue' made into "
+    with pytest.raises(CheckpointError, match=words + str(folder)):
+        run("CIRI_ResidueDetectorLite", weights="gone.safetensors")
+
+
 def test_a_replaced_file_is_loaded_again(nodes, folder):
     cls = nodes["CIRI_ResidueDetectorLite"]
     put_lite(folder)
