@@ -174,6 +174,39 @@ def test_a_large_clip_is_previewed_small(run):
     assert (tinted[:, 47:87, 325:] > 0).any(-1).all() and not tinted[:, :40].any() and not tinted[..., :315, :].any()
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), av.error.EncoderNotFoundError(1, "none")])
+def test_work_is_handed_on_though_its_preview_cannot_be_written(run, monkeypatch, caplog, error):
+    from comfy_api.latest import InputImpl
+
+    def full(*_, **__):
+        raise error
+
+    inputs = {"images": clip(), "first_mask": disc()[None], "propagator": Hold()}
+    expected = run("CIRI_PropagateMask", **inputs)
+    monkeypatch.setattr(InputImpl.VideoFromComponents, "save_to", full)
+    output = run("CIRI_PropagateMask", **inputs)
+    assert output.ui is None
+    assert all(torch.equal(output.args[i], expected.args[i]) for i in (0, 3, 4))
+    assert output.args[1:3] == expected.args[1:3]
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert str(error) in warning.getMessage() and "its outputs are whole" in warning.getMessage()
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "fault"])
+def test_only_what_writing_raises_is_let_pass(run, monkeypatch, kind):
+    import comfy.model_management as management
+    from comfy_api.latest import InputImpl
+
+    error = management.InterruptProcessingException() if kind == "interrupt" else ValueError("a fault of the program")
+
+    def stopped(*_, **__):
+        raise error
+
+    monkeypatch.setattr(InputImpl.VideoFromComponents, "save_to", stopped)
+    with pytest.raises(type(error)):
+        run("CIRI_MaskOverlay", images=clip(), masks=disc())
+
+
 # ------------------------------------------------------------------------------------------------ ComfyUI's rules
 
 
