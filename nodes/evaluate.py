@@ -8,7 +8,7 @@ from torch import Tensor
 from ciri.evaluation.clip import evaluate_clip
 from ciri.evaluation.raster import rasterise
 
-from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks
+from ._adapt import CATEGORY, choose, plain_errors, progress, to_clip, to_image, to_masks
 
 #: What the reference shows.
 CLEAN, ORIGINAL = "clean: without the object", "original: with the object"
@@ -62,7 +62,7 @@ class EvaluateRemoval(io.ComfyNode):
         if tracked_masks is not None:
             tracked, more = to_masks(tracked_masks, made, what="tracked mask")
             notes += more
-        measured = evaluate_clip(made, true, compared, clean=clean, tracked=tracked)
+        measured = evaluate_clip(made, true, compared, clean=clean, tracked=tracked, on_step=progress())
         plot = to_image(rasterise(measured.plot)[None])
         text = "\n".join([measured.text, *(f"- {note}" for note in notes)])
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
