@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.compare import MODES, overlay
+from ciri.compare import MODES, compare, overlay
 from tests.nodes.models import Grey, Hold
 
 
@@ -150,6 +150,13 @@ def test_compare_gives_even_sizes_and_the_clips_pixels(run, mode):
         assert torch.equal(shown[:, :, :52], first[:, :36, :52]) and torch.equal(shown[:, :, -52:], second[:, :36, :52])
     if mode == "difference":
         assert torch.equal(shown, (first - second).abs()[:, :36, :52])
+
+
+def test_a_comparison_is_handed_on_without_another_copy(pack):
+    from ciri_pack.nodes._adapt import to_clip, to_image
+
+    shown = compare(to_clip(clip()), to_clip(clip(seed=1)), "stacked", labels=("before", "after"))
+    assert to_image(shown).data_ptr() == shown.data_ptr()
 
 
 def test_mask_overlay_tints_only_the_mask(run):
