@@ -6,6 +6,7 @@ Dimensions: t frames, h w pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -78,7 +79,8 @@ def compare(
         gain: factor of the difference, so that small ones can be seen.
 
     Returns:
-        float32 (T, 3, H', W') in [0, 1]; H' and W' are even, as video codecs ask, an odd side loses its last row.
+        float32 (T, 3, H', W') in [0, 1]; H' and W' are even, as video codecs ask, an odd side loses its last row. In
+        memory the channels are innermost, as in pictures and in ComfyUI's IMAGE.
 
     Raises:
         ClipError: the clips differ in length or in aspect ratio.
@@ -86,23 +88,41 @@ def compare(
     """
     if mode not in MODES:
         raise CiriError(f"The mode is {mode!r}; expected one of {', '.join(MODES)}.")
-    first, second = _matched(first, second)
-    if mode == "difference":
-        return _even((first - second).abs().mul(gain).clamp(0, 1))
-    first, second = _even(first), _even(second)
-    if mode in ("side by side", "stacked"):
-        axis = 3 if mode == "side by side" else 2
-        shape = list(first.shape)
-        shape[axis] = GAP
-        return torch.cat([_written(first, labels[0]), first.new_ones(shape), _written(second, labels[1])], axis)
-    count, width = len(first), first.shape[3]
-    first, second = _written(first, labels[0]), _written(second, labels[1], right=True)
-    positions = [wipe] * count if mode == "wipe" else [_sweep(i / count) for i in range(count)]
-    for index, position in enumerate(positions):
-        edge = round(min(max(position, 0.0), 1.0) * width)
-        second[index, :, :, :edge] = first[index, :, :, :edge]
-        second[index, :, :, max(edge - 1, 0) : edge + 1] = 1.0
-    return second
+    count = _length(first, second)
+    height, width = (max(side // 2 * 2, 2) for side in first.shape[2:])
+    inks = [_ink(label, (height, width)).to(first.device) for label in labels]
+    size = {"side by side": (height, 2 * width + GAP), "stacked": (2 * height + GAP, width)}.get(mode, (height, width))
+    # the clip's only copy: whole clips in between would cost several times its memory
+    result = first.new_empty(count, *size, 3).movedim(-1, 1)
+    for index, (shown, a, b) in enumerate(
+        zip(result, _frames(first, count), _matched(second, first, count), strict=True)
+    ):
+        if mode == "difference":
+            shown.copy_((a - b).abs().mul(gain).clamp(0, 1))
+        elif mode in ("side by side", "stacked"):
+            _show_both(shown, a, b, inks, axis=2 if mode == "side by side" else 1)
+        else:
+            position = wipe if mode == "wipe" else _sweep(index / count)
+            _show_wiped(shown, a, b, inks, round(min(max(position, 0.0), 1.0) * width))
+    return result
+
+
+def _show_both(shown: Tensor, first: Tensor, second: Tensor, inks: list[Tensor], axis: int) -> None:
+    """Write two frames and their labels, a white gap between them, into a picture (3, H', W'), one after the other."""
+    length = first.shape[axis]
+    for start, frame, ink in ((0, first, inks[0]), (length + GAP, second, inks[1])):
+        part = shown.narrow(axis, start, length).copy_(frame)
+        _write(part, ink)
+    shown.narrow(axis, length, GAP).fill_(1.0)
+
+
+def _show_wiped(shown: Tensor, first: Tensor, second: Tensor, inks: list[Tensor], edge: int) -> None:
+    """Write the first frame up to a column, a white line there, and the second beyond it into a picture (3, H, W)."""
+    _write(shown.copy_(second), inks[1], right=True)
+    labelled = first.clone()
+    _write(labelled, inks[0])
+    shown[..., :edge] = labelled[..., :edge]
+    shown[..., max(edge - 1, 0) : edge + 1] = 1.0
 
 
 def _sweep(phase: float) -> float:
@@ -110,8 +130,12 @@ def _sweep(phase: float) -> float:
     return 0.5 + 0.5 * math.cos(2 * math.pi * phase)
 
 
-def _matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Give both clips the same length, size and device."""
+def _length(first: Tensor, second: Tensor) -> int:
+    """The number of frames that are shown.
+
+    Raises:
+        ClipError: the clips differ in length or in aspect ratio.
+    """
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ClipError(
             f"The clips have {len(first)} and {len(second)} frames; compare clips of the same length, "
@@ -123,36 +147,56 @@ def _matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
             f"The clips are {width}x{height} and {got_w}x{got_h}: the aspect ratios differ; "
             "compare two clips of one shape."
         )
-    second = second.to(first.device)
-    if (got_h, got_w) != (height, width):
-        second = F.interpolate(second, (height, width), mode="bilinear", align_corners=False, antialias=True).clamp(
-            0, 1
-        )
-    count = max(len(first), len(second))
-    return first.expand(count, -1, -1, -1), second.expand(count, -1, -1, -1)
+    return max(len(first), len(second))
 
 
-def _even(clip: Tensor) -> Tensor:
+def _frames(clip: Tensor, count: int) -> Iterator[Tensor]:
+    """Yield so many frames (3, H, W) of a clip, or its only one again and again; their sides are even."""
+    for frame in clip.expand(count, -1, -1, -1):
+        yield _even(frame)
+
+
+def _matched(clip: Tensor, to: Tensor, count: int) -> Iterator[Tensor]:
+    """As :func:`_frames`, of the size of another clip and on its device."""
+    if len(clip) == 1:
+        # a still is resized once
+        yield from _frames(_resized(clip.to(to.device), to), count)
+        return
+    for index in range(count):
+        yield _even(_resized(clip[index : index + 1].to(to.device), to)[0])
+
+
+def _resized(frames: Tensor, to: Tensor) -> Tensor:
+    """Frames of the size of another clip."""
+    size = (to.shape[2], to.shape[3])
+    if frames.shape[2:] == size:
+        return frames
+    return F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def _even(frame: Tensor) -> Tensor:
     """Drop the last row and column of odd sides; a side of one pixel is doubled instead."""
-    height, width = clip.shape[2:]
-    clip = clip.expand(-1, -1, max(height, 2), max(width, 2))
-    return clip[:, :, : clip.shape[2] // 2 * 2, : clip.shape[3] // 2 * 2]
+    height, width = frame.shape[1:]
+    frame = frame.expand(-1, max(height, 2), max(width, 2))
+    return frame[:, : frame.shape[1] // 2 * 2, : frame.shape[2] // 2 * 2]
 
 
-def _written(clip: Tensor, label: str, *, right: bool = False) -> Tensor:
-    """Copy the clip with a label in its top left (or right) corner, light on a darkened box."""
-    clip = clip.clone()
+def _ink(label: str, size: tuple[int, int]) -> Tensor:
+    """A label for frames of this height and width, float32 (h, w) in [0, 1], as much of it as fits; empty for none."""
     if not label.strip():
-        return clip
-    height, width = clip.shape[2:]
+        return torch.zeros(0, 0)
+    height, width = size
     scale = max(height, 120) / 480
     thickness = max(1, round(1.6 * scale))
     (text_w, text_h), base = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
     pad = max(2, round(10 * scale))
     box = np.zeros((text_h + base + 2 * pad, text_w + 2 * pad), np.uint8)
     cv2.putText(box, label, (pad, pad + text_h), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
-    ink = torch.from_numpy(box[:height, :width].astype(np.float32) / 255).to(clip.device)
-    left = width - ink.shape[1] if right else 0
-    corner = clip[:, :, : ink.shape[0], left : left + ink.shape[1]]
+    return torch.from_numpy(box[:height, :width].astype(np.float32) / 255)
+
+
+def _write(frame: Tensor, ink: Tensor, *, right: bool = False) -> None:
+    """Write a label into the top left (or right) corner of a frame (3, H, W), light on a darkened box, in place."""
+    left = frame.shape[2] - ink.shape[1] if right else 0
+    corner = frame[:, : ink.shape[0], left : left + ink.shape[1]]
     corner.copy_(torch.lerp(corner * 0.4, torch.ones_like(corner), ink))
-    return clip

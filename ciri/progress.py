@@ -6,7 +6,7 @@ exception passes through unchanged, which is how an interrupt or a time limit en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 OnStep = Callable[[int, int], None]
 
@@ -27,3 +27,8 @@ def part(on_step: OnStep, start: float, end: float, scale: int = 1000) -> OnStep
         on_step(round(scale * (start + (end - start) * fraction)), scale)
 
     return step
+
+
+def parts(on_step: OnStep, count: int) -> Iterator[OnStep]:
+    """Return the callbacks of so many stages, one after another, that take about equally long."""
+    return (part(on_step, stage / count, (stage + 1) / count) for stage in range(count))

@@ -39,12 +39,22 @@ def to_clip(images: Tensor, *, what: str = "clip") -> Tensor:
     return check_clip(images.movedim(-1, 1))
 
 
+def checked_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[str]]:
+    """Return a MASK as :func:`ciri.frames.check_masks` does: float32 (K, 1, H, W), the clip's size, on its device.
+
+    Raises:
+        MaskError: see there.
+    """
+    # with --gpu-only, what nodes hand on is on the card, and what was loaded from a file is not
+    return check_masks(masks.to(clip.device), *clip.shape[2:], what=what)
+
+
 def to_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[str]]:
-    """Return a MASK as one checked mask per frame, float32 (T, 1, H, W), and notes on what was changed.
+    """Return a MASK as one checked mask per frame, float32 (T, 1, H, W) on the clip's device, and notes on changes.
 
     A single mask is held for the whole clip.
     """
-    checked, notes = check_masks(masks, *clip.shape[2:], what=what)
+    checked, notes = checked_masks(masks, clip, what=what)
     if len(checked) == 1 and len(clip) > 1:
         notes.append(f"One {what} was given, so it was used for all {len(clip)} frames.")
         checked = checked.expand(len(clip), -1, -1, -1)
@@ -57,7 +67,7 @@ def to_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[st
 
 
 def same_clip(other: Tensor, clip: Tensor) -> Tensor:
-    """Return a clip of as many frames of the same size as the given one.
+    """Return a clip of as many frames of the same size as the given one, on its device.
 
     Raises:
         ClipError: it is another.
@@ -65,12 +75,12 @@ def same_clip(other: Tensor, clip: Tensor) -> Tensor:
     if other.shape != clip.shape:
         sizes = [f"{len(c)} frames of {c.shape[3]}x{c.shape[2]}" for c in (other, clip)]
         raise ClipError(f"The inpainted clip has {sizes[0]} and images has {sizes[1]}; both have to be the same clip.")
-    return other
+    return other.to(clip.device)
 
 
 def to_annotation(first_mask: Tensor, painted_frame: int, clip: Tensor) -> tuple[Tensor, int, list[str]]:
-    """Return the painted mask, float32 (1, 1, H, W), the frame it belongs to, and notes on what was changed."""
-    mask, notes = check_masks(first_mask, *clip.shape[2:], what="first mask")
+    """Return the painted mask, float32 (1, 1, H, W) on the clip's device, the frame it belongs to, and notes."""
+    mask, notes = checked_masks(first_mask, clip, what="first mask")
     if len(mask) != 1:
         raise MaskError(f"first_mask holds {len(mask)} masks; expected the one that was painted.")
     check_annotation(mask)

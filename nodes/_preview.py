@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from fractions import Fraction
 
+import av
 import comfy.model_management
 import folder_paths
 import torch.nn.functional as F
@@ -40,23 +42,39 @@ def masks_preview(frames: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return overlay(tinted, preview_size(after), colour=AFTER, opacity=0.0, outline=2)
 
 
-def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo:
-    """Write a clip (T, 3, H, W) as a small video to ComfyUI's temp folder; the node shows it as a player."""
+def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo | None:
+    """Write a clip (T, 3, H, W) as a small video to ComfyUI's temp folder; the node shows it as a player.
+
+    Where it cannot be written (a full disk, a temp folder that is read-only), there is none, and a warning says why.
+    """
     small = preview_size(clip)
     # H.264 with 4:2:0 chroma takes even sizes only
     height, width = (max(2, side // 2 * 2) for side in small.shape[2:])
     if (height, width) != tuple(small.shape[2:]):
         small = _resized(small, height, width)
+    try:
+        return ui.PreviewVideo([_saved(small, fps)])
+    except (OSError, av.error.FFmpegError) as error:
+        # the node's work is done by now, and may have taken an hour: it is not lost for a look at it
+        logging.warning("CIRI: a node's preview could not be written (%s); its outputs are whole.", error)
+        return None
+
+
+def _saved(clip: Tensor, fps: float) -> ui.SavedResult:
+    """Write a clip (T, 3, H, W) of even sides to the temp folder.
+
+    Raises:
+        OSError, av.error.FFmpegError: it cannot be written.
+    """
+    height, width = clip.shape[2:]
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         "ciri_preview", folder_paths.get_temp_directory(), width, height
     )
     file = f"{name}_{counter:05}_.mp4"
-    images = small.movedim(1, -1).contiguous()
     rate = Fraction(fps).limit_denominator(1000)
-    InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=rate)).save_to(
-        os.path.join(folder, file)
-    )
-    return ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)])
+    components = Types.VideoComponents(images=clip.movedim(1, -1).contiguous(), frame_rate=rate)
+    InputImpl.VideoFromComponents(components).save_to(os.path.join(folder, file))
+    return ui.SavedResult(file, subfolder, io.FolderType.temp)
 
 
 def _resized(clip: Tensor, height: int, width: int) -> Tensor:

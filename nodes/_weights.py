@@ -61,9 +61,25 @@ def shipped_or_file(models: Collection[str], network: str) -> io.Combo.Input:
     )
 
 
-def path_unless_shipped(name: str, models: Collection[str]) -> str | None:
-    """As :func:`path_of`; None for the weights that come with the pack."""
-    return None if name == SHIPPED else path_of(name, models)
+def path_unless_shipped(name: str, network: str) -> str | None:
+    """Return the full path of a chosen file of one's own; None for the weights that come with the pack.
+
+    Args:
+        name: what was chosen.
+        network: what ``python -m ciri train`` calls it.
+
+    Raises:
+        CheckpointError: the file is not there; the text says where it goes, and that there are others.
+    """
+    if name == SHIPPED:
+        return None
+    path = folder_paths.get_full_path("ciri", name)
+    if path is None:
+        raise CheckpointError(
+            f"The weight file {name!r} is not there. Choose {SHIPPED!r}, the weights that come with the pack, or put "
+            f"the file that 'python -m ciri train {network}' made into {_folder()}, then press R to refresh the list."
+        )
+    return path
 
 
 def path_of(name: str, models: Collection[str]) -> str:
@@ -76,13 +92,18 @@ def path_of(name: str, models: Collection[str]) -> str:
     if path is not None:
         return path
     titles = " or ".join(signature.title for model in models if (signature := signature_of(model)))
-    folder = folder_paths.get_folder_paths("ciri")[0]
     missing = f"There is no weight file of {titles} yet"
     if name != NONE_FOUND:
         missing = f"The weight file {name!r} is not there"
     raise CheckpointError(
-        f"{missing}. Put the checkpoint that its authors published into {folder}, then press R to refresh the list."
+        f"{missing}. Put the checkpoint that its authors published into {_folder()}, then press R to refresh the list."
     )
+
+
+def _folder() -> str:
+    """Where a person puts weight files."""
+    folder: str = folder_paths.get_folder_paths("ciri")[0]
+    return folder
 
 
 def state_of(name: str | None) -> str:

@@ -204,10 +204,7 @@ class FuseInactivation(io.ComfyNode):
         backbone: Backbone | None = None,
         images: Tensor | None = None,
     ) -> io.NodeOutput:
-        size = masks if masks.ndim == 3 else masks[None]
-        # black, and one number in memory
-        black = size.new_zeros(()).expand(len(size), 3, *size.shape[1:])
-        frames = black if images is None else to_clip(images)
+        frames = _black(masks, attention) if images is None else to_clip(images)
         predicted, notes = to_masks(masks, frames, what="mask")
         attended, more = to_masks(attention, frames, what="attention map")
         learned = None if backbone is None else learned_beta(backbone)
@@ -224,6 +221,15 @@ class FuseInactivation(io.ComfyNode):
         ]
         report = "\n".join(f"- {line}" for line in lines)
         return io.NodeOutput(to_mask(fused), report, to_image(shown), ui=video_preview(shown, PREVIEW_FPS))
+
+
+def _black(masks: Tensor, attention: Tensor) -> Tensor:
+    """A black clip, float32 (T, 3, H, W), of the masks' size and as long as the longer of both: one number in memory.
+
+    Neither has been checked yet: each may be any MASK.
+    """
+    count = max(len(batch) if batch.ndim > 2 else 1 for batch in (masks, attention))
+    return torch.zeros((), device=masks.device).expand(count, 3, *masks.shape[-2:])
 
 
 def _describe(attention: Tensor, predicted: Tensor, backbone: Backbone, notes: list[str]) -> str:

@@ -46,7 +46,7 @@ class BackboneLite(io.ComfyNode):
     def execute(cls, weights: str, precision: str) -> io.NodeOutput:
         from ciri.inpainting.lite import load_lite
 
-        path = path_unless_shipped(weights, MODELS)
+        path = path_unless_shipped(weights, "backbone")
         with building_network():
             backbone = load_lite(path, device=device(), precision=chosen(precision))
         backbone.before_run = make_room

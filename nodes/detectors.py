@@ -41,7 +41,7 @@ class ResidueDetectorLite(io.ComfyNode):
     def execute(cls, weights: str) -> io.NodeOutput:
         from ciri.residue.registry import build
 
-        path = path_unless_shipped(weights, LITE)
+        path = path_unless_shipped(weights, "residue")
         with building_network():
             return io.NodeOutput(build("lite", weights=path, device=device()))
 

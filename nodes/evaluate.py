@@ -8,7 +8,7 @@ from torch import Tensor
 from ciri.evaluation.clip import evaluate_clip
 from ciri.evaluation.raster import rasterise
 
-from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks
+from ._adapt import CATEGORY, choose, plain_errors, progress, to_clip, to_image, to_masks
 
 #: What the reference shows.
 CLEAN, ORIGINAL = "clean: without the object", "original: with the object"
@@ -55,13 +55,14 @@ class EvaluateRemoval(io.ComfyNode):
         cls, result: Tensor, reference: Tensor, masks: Tensor, reference_is: str, tracked_masks: Tensor | None = None
     ) -> io.NodeOutput:
         clean = choose(reference_is, [CLEAN, ORIGINAL], "The kind of reference") == CLEAN
-        made, compared = to_clip(result, what="result"), to_clip(reference, what="reference")
+        made = to_clip(result, what="result")
+        compared = to_clip(reference, what="reference").to(made.device)
         true, notes = to_masks(masks, made, what="mask")
         tracked = None
         if tracked_masks is not None:
             tracked, more = to_masks(tracked_masks, made, what="tracked mask")
             notes += more
-        measured = evaluate_clip(made, true, compared, clean=clean, tracked=tracked)
+        measured = evaluate_clip(made, true, compared, clean=clean, tracked=tracked, on_step=progress())
         plot = to_image(rasterise(measured.plot)[None])
         text = "\n".join([measured.text, *(f"- {note}" for note in notes)])
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ciri.compare import overlay
 from ciri.errors import MaskError
-from ciri.frames import check_annotation, check_key_frames, check_masks
+from ciri.frames import check_annotation, check_key_frames
 from ciri.propagation.base import Propagator
 from ciri.propagation.objects import check_objects, follow
 
-from ._adapt import CATEGORY, PropagatorSocket, plain_errors, progress, to_clip, to_image, to_mask
+from ._adapt import CATEGORY, PropagatorSocket, checked_masks, plain_errors, progress, to_clip, to_image, to_mask
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
 from ._report import describe_track
 
@@ -120,7 +120,7 @@ class PropagateMask(io.ComfyNode):
         painted = Painted(painted_frame, first_mask, further_objects)
         masks, numbers, notes = _annotations(frames, painted, key_masks, parse_key_frames(key_frames))
         if keep is not None:
-            keep, more = check_masks(keep, *frames.shape[2:], what="mask of what is to stay")
+            keep, more = checked_masks(keep, frames, what="mask of what is to stay")
             notes += more
         track = follow(propagator, frames, masks, numbers, keep=keep, on_step=progress())
         # small: at full size, nobody would want a second copy of the clip in memory
@@ -185,8 +185,7 @@ def _annotations(
 
     Several masks for one frame show several objects; see :func:`ciri.propagation.objects.follow`.
     """
-    count, height, width = len(frames), *frames.shape[2:]
-    masks, notes = check_masks(painted.object, height, width, what="first mask")
+    masks, notes = checked_masks(painted.object, frames, what="first mask")
     if len(masks) != 1:
         raise MaskError(
             f"first_mask holds {len(masks)} masks; expected the one that was painted. A mask for every frame needs no "
@@ -194,14 +193,14 @@ def _annotations(
         )
     check_annotation(masks)
     if painted.further is not None:
-        further, more = check_masks(painted.further, height, width, what="further object")
+        further, more = checked_masks(painted.further, frames, what="further object")
         check_annotation(further, what="further object")
         masks, notes = torch.cat([masks, further]), notes + more
     objects = len(masks)
     if key_masks is not None:
-        further, more = check_masks(key_masks, height, width, what="key mask")
+        further, more = checked_masks(key_masks, frames, what="key mask")
         check_annotation(further, what="key mask")
         masks, notes = torch.cat([masks, further]), notes + more
-    numbers = check_key_frames([painted.frame] * objects + key_frames, len(masks), count, repeated=True)
+    numbers = check_key_frames([painted.frame] * objects + key_frames, len(masks), len(frames), repeated=True)
     check_objects(numbers, objects)
     return masks, numbers, notes

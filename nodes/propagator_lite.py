@@ -62,7 +62,7 @@ class PropagatorLite(io.ComfyNode):
     ) -> io.NodeOutput:
         from ciri.propagation.lite import build_lite
 
-        path = path_unless_shipped(weights, MODELS)
+        path = path_unless_shipped(weights, "propagator")
         with building_network():
             propagator = build_lite(
                 path,

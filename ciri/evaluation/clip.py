@@ -19,6 +19,7 @@ from ciri.evaluation.scores import Scores, check_result, score
 from ciri.evaluation.tables import COLUMNS, GLOBAL, LOCAL, mean
 from ciri.frames import check_clip
 from ciri.metrics.warping import ESTIMATOR, motion_of
+from ciri.progress import OnStep, ignore, part
 
 #: What the text lists, in this order: score -> what it is called.
 _SHOWN = {
@@ -34,6 +35,8 @@ _SHOWN = {
     "F": "F of the masks",
 }
 _FOUR_DIGITS = ("ssim65", "ssim_box", "J", "F")
+#: The motion's share of the time that a measurement takes, measured at 864x480 against a clean clip.
+MOTION_SHARE = 0.2
 
 
 @dataclass
@@ -52,7 +55,13 @@ class ClipReport:
 
 
 def evaluate_clip(
-    result: Tensor, masks: Tensor, reference: Tensor, *, clean: bool, tracked: Tensor | None = None
+    result: Tensor,
+    masks: Tensor,
+    reference: Tensor,
+    *,
+    clean: bool,
+    tracked: Tensor | None = None,
+    on_step: OnStep = ignore,
 ) -> ClipReport:
     """Measure a removal.
 
@@ -63,6 +72,7 @@ def evaluate_clip(
         clean: whether the reference shows the scene without the target. Without such a clip, quality inside the target
             cannot be known; what was changed outside it, and flicker, can.
         tracked: float32 (T, 1, H, W), masks to be compared with ``masks``.
+        on_step: progress callback; may raise to stop.
 
     Raises:
         EvaluationError: result and reference are of different length or size.
@@ -76,7 +86,8 @@ def evaluate_clip(
     if not seen:
         raise MaskError("No mask shows a target (no pixel above 0.5); there is no region to measure.")
     material = Material(reference, hard, list(range(len(result))), seen[0], reference if clean else None)
-    scores = score(result, material, motion_of(reference), masks=tracked)
+    motion = motion_of(reference, on_step=part(on_step, 0.0, MOTION_SHARE))
+    scores = score(result, material, motion, masks=tracked, on_step=part(on_step, MOTION_SHARE, 1.0))
     remarks = [f"{len(result)} frames of {result.shape[3]}x{result.shape[2]}; the target is seen in {len(seen)}."]
     if not clean:
         remarks.append("Against the original clip: PSNR and SSIM near the target need the clip without it.")

@@ -21,6 +21,7 @@ from ciri.metrics.lpips import LPIPS, load_lpips
 from ciri.metrics.segmentation import segmentation_score
 from ciri.metrics.similarity import WINDOWS, psnr, ssim
 from ciri.metrics.warping import Motion, warping_error
+from ciri.progress import OnStep, ignore, parts
 
 #: name -> one value per frame (per pair of frames for e_warp); not-a-number where there is nothing to score.
 Scores = dict[str, list[float]]
@@ -63,7 +64,13 @@ def check_result(result: Tensor, frames: Tensor) -> None:
 
 
 def score(
-    result: Tensor, material: Material, motion: Motion, *, masks: Tensor | None = None, lpips: LPIPS | None = None
+    result: Tensor,
+    material: Material,
+    motion: Motion,
+    *,
+    masks: Tensor | None = None,
+    lpips: LPIPS | None = None,
+    on_step: OnStep = ignore,
 ) -> Scores:
     """Score one result.
 
@@ -73,6 +80,7 @@ def score(
         motion: of the clean clip, or of the original one where there is no clean one.
         masks: float32 (T, 1, H, W), the masks that the result was made with, if they are to be scored.
         lpips: network, if there is one.
+        on_step: progress callback; may raise to stop.
 
     Raises:
         EvaluationError: the result is not this clip's.
@@ -80,32 +88,34 @@ def score(
     """
     check_result(result, material.frames)
     scores: Scores = {}
+    whole = 0 if material.clean is None else 1 + len(WINDOWS)
+    steps = parts(on_step, whole + 1 + 2 * material.fully_annotated + (masks is not None))
     if material.clean is not None:
-        scores["psnr"] = psnr(result, material.clean).tolist()
+        scores["psnr"] = psnr(result, material.clean, on_step=next(steps)).tolist()
         for name, window in WINDOWS.items():
-            scores[name] = ssim(result, material.clean, window).tolist()
+            scores[name] = ssim(result, material.clean, window, on_step=next(steps)).tolist()
         if lpips is not None:
             boxes = [bounding_box(target) for target in to_targets(material.masks, result)]
             scores["lpips"] = lpips.distance(result, material.clean).tolist()
             scores["lpips_box"] = lpips.distance(result, material.clean, boxes).tolist()
     reference = material.frames if material.clean is None else material.clean
     if material.fully_annotated:
-        near = local_scores(result, reference, material.masks)
+        near = local_scores(result, reference, material.masks, on_step=next(steps))
         # without the clean clip the target itself is the reference inside: only "outside" and the shares mean something
         kept = [f.name for f in fields(near) if material.clean is not None or f.name.startswith(("share", "psnr_out"))]
         scores |= {name: getattr(near, name).tolist() for name in kept}
-    scores["e_warp"] = warping_error(result, motion).tolist()
+    scores["e_warp"] = warping_error(result, motion, on_step=next(steps)).tolist()
     if material.fully_annotated:
-        scores["e_warp_masked"] = warping_error(result, motion, material.masks).tolist()
+        scores["e_warp_masked"] = warping_error(result, motion, material.masks, on_step=next(steps)).tolist()
     if masks is not None:
-        scores |= score_masks(masks, material)
+        scores |= score_masks(masks, material, next(steps))
     return scores
 
 
-def score_masks(masks: Tensor, material: Material) -> Scores:
+def score_masks(masks: Tensor, material: Material, on_step: OnStep = ignore) -> Scores:
     """J and F of the annotated frames; the painted frame and the last one do not count, as DAVIS has it."""
     annotated = material.annotated
-    agreement = segmentation_score(masks[annotated], material.masks[annotated])
+    agreement = segmentation_score(masks[annotated], material.masks[annotated], on_step=on_step)
     counted = {index for index in annotated if index != material.first} - {annotated[-1]}
     scores: Scores = {}
     for name, values in (("J", agreement.region), ("F", agreement.boundary)):

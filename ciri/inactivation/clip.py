@@ -5,16 +5,18 @@ Dimensions: t frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from ciri.errors import MaskError
+from ciri.errors import MaskError, OutOfMemoryError
 from ciri.inactivation.attention import DILATION, attention_map, pool_target
-from ciri.inactivation.features import encoder_of
+from ciri.inactivation.features import Encoder, encoder_of, size_seen
 from ciri.inactivation.learned import REGION, learned_attention, shipped
 from ciri.inpainting.base import Backbone
+from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing
 from ciri.progress import OnStep, ignore
 
 
@@ -36,7 +38,8 @@ def complementary_attention(
         frames: float32 (T, 3, H, W) in [0, 1].
         first_mask: (1, 1, H, W) in [0, 1], the annotation.
         predicted: (T, 1, H, W) in [0, 1], M_pred; where a frame has none, the map is 0.
-        backbone: lends its encoder; for one that has none, the map is learned: see :mod:`ciri.inactivation.learned`.
+        backbone: lends its encoder, and is told of it by its ``before_run``, if it has one; for one without an encoder
+            the map is learned: see :mod:`ciri.inactivation.learned`.
         first_index: the frame that was annotated.
         known: frames whose predictions are right as they are; a shadow is added to them as to all others.
         dilation: pixels around the prediction in which the map may be positive; default: 1/16 of the height for a
@@ -49,6 +52,7 @@ def complementary_attention(
 
     Raises:
         MaskError: an empty annotation, or masks that are not the clip's.
+        OutOfMemoryError: the encoder does not get along with a single frame.
     """
     height, width = frames.shape[2:]
     if predicted.shape != (len(frames), 1, height, width) or first_mask.shape != (1, 1, height, width):
@@ -67,23 +71,54 @@ def complementary_attention(
         for t in known:
             found.target[t] = predicted[t]
         return found.map(shadow=shadow)
-    if dilation is None:
-        dilation = round(DILATION * height)
-    annotated = frames[first_index : first_index + 1]
-    features, covered = encode(annotated)
+    before_run: BeforeRun = getattr(backbone, "before_run", nothing)
+    before_run(*size_seen(backbone, height, width))
+    reach = round(DILATION * height) if dilation is None else dilation
+    with _shortage_in_words(backbone.name, height, width):
+        compared = _compared(frames, first_mask, predicted, encode, first_index, reach, on_step)
+    for t in known:
+        compared[t] = predicted[t]
+    return compared
+
+
+def _compared(
+    frames: Tensor,
+    first_mask: Tensor,
+    predicted: Tensor,
+    encode: Encoder,
+    first_index: int,
+    dilation: int,
+    on_step: OnStep,
+) -> Tensor:
+    """The map of an encoder's features; arguments and result as those of :func:`complementary_attention`."""
+    height, width = frames.shape[2:]
+    features, covered = encode(frames[first_index : first_index + 1])
     target = pool_target(features, _enlarged(first_mask, covered).to(features.device))
     result = torch.zeros_like(predicted)
     # frame by frame: a clip's features would take more memory than the clip
     for index, (frame, mask) in enumerate(zip(frames, predicted, strict=True)):
-        if index in known:
-            result[index] = mask
-        elif (mask > 0).any():
+        if (mask > 0).any():
             features, covered = encode(frame[None])
             near = _enlarged(mask[None], covered).to(features.device)
             near_target = attention_map(features, target, near, dilation=dilation)
             result[index] = near_target[0, :, :height, :width].to(result)
         on_step(index + 1, len(frames))
     return result
+
+
+@contextmanager
+def _shortage_in_words(name: str, height: int, width: int) -> Iterator[None]:
+    """Turn a shortage of memory into an error that says what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"Memory ran out while the encoder of {name} looked at one frame of {width}x{height}, the smallest unit of "
+            "work. Shrink the frames, or give Complementary attention another backbone: lite or optical flow, whose "
+            "map is learned, take little memory."
+        ) from error
 
 
 def _enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:

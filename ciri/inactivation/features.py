@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.frames import pad_to_multiple
+from ciri.frames import as_pair, pad_to_multiple
 from ciri.inactivation.learned import shipped
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.driver import WindowBackbone
@@ -51,17 +51,27 @@ def learned_beta(backbone: Backbone) -> float | None:
     return None if fusion is None else float(fusion.beta.detach())
 
 
+def size_seen(backbone: Backbone, height: int, width: int) -> tuple[int, int]:
+    """The size at which a backbone's encoder sees frames: its fixed one, or theirs, padded to what it divides by."""
+    facts = backbone.facts
+    if facts.fixed_size is not None:
+        return facts.fixed_size
+    rows, columns = as_pair(facts.needs_divisible_by)
+    return height + -height % rows, width + -width % columns
+
+
 def _sized(encode: Callable[[Tensor], Tensor], backbone: Backbone) -> Encoder:
     """Bring frames to a size that the network takes: scaled to its fixed one, or padded."""
     facts = backbone.facts
 
     def encoder(frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
         height, width = frames.shape[2:]
+        size = size_seen(backbone, height, width)
         if facts.fixed_size is None:
             frames, _ = pad_to_multiple(frames, facts.needs_divisible_by)
-            height, width = frames.shape[2:]
-        elif facts.fixed_size != (height, width):
-            frames = F.interpolate(frames, facts.fixed_size, mode="bilinear", antialias=True).clamp(0, 1)
+            height, width = size
+        elif size != (height, width):
+            frames = F.interpolate(frames, size, mode="bilinear", antialias=True).clamp(0, 1)
         with torch.no_grad():
             return encode(frames), (height, width)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ciri.errors import MaskError
 from ciri.metrics.similarity import WINDOWS, check_pair, psnr_of, ssim_map, ssim_of, to_pictures
+from ciri.progress import OnStep, ignore
 
 #: Boxes with a shorter side are grown to this: smaller ones leave SSIM nothing to look at.
 LEAST_SIDE = 11
@@ -70,12 +71,13 @@ class LocalScores:
     share_box: Tensor
 
 
-def local_scores(result: Tensor, clean: Tensor, masks: Tensor) -> LocalScores:
+def local_scores(result: Tensor, clean: Tensor, masks: Tensor, *, on_step: OnStep = ignore) -> LocalScores:
     """Score a clip near the target and away from it.
 
     Args:
         result, clean: floating (T, 3, H, W) in [0, 1].
         masks: floating in [0, 1] or bool (T, 1, H, W), the true target; above 0.5 is target.
+        on_step: called after each frame; may raise to stop.
 
     Raises:
         ClipError: the clips cannot be compared.
@@ -83,8 +85,10 @@ def local_scores(result: Tensor, clean: Tensor, masks: Tensor) -> LocalScores:
     """
     check_pair(result, clean)
     targets = to_targets(masks, result)
-    triples = zip(to_pictures(result), to_pictures(clean), targets, strict=True)
-    rows = [_of_frame(a, b, target) for a, b, target in triples]
+    rows = []
+    for t, (a, b, target) in enumerate(zip(to_pictures(result), to_pictures(clean), targets, strict=True)):
+        rows.append(_of_frame(a, b, target))
+        on_step(t + 1, len(targets))
     return LocalScores(*torch.tensor(rows, dtype=torch.float64).unbind(1))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ciri.errors import MaskError
+from ciri.progress import OnStep, ignore
 
 #: Contours may be this share of the frame's diagonal apart and still agree.
 BOUNDARY_TOLERANCE = 0.008
@@ -53,11 +54,14 @@ class SegmentationScore:
         return j, f, (j + f) / 2
 
 
-def segmentation_score(predicted: Tensor, true: Tensor, *, threshold: float = 0.5) -> SegmentationScore:
+def segmentation_score(
+    predicted: Tensor, true: Tensor, *, threshold: float = 0.5, on_step: OnStep = ignore
+) -> SegmentationScore:
     """Score masks of one target, frame by frame.
 
     Args:
         predicted, true: bool, or floating in [0, 1], (T, 1, H, W) or (T, H, W); target where above ``threshold``.
+        on_step: called after each frame; may raise to stop.
 
     Raises:
         MaskError: the two have different shapes.
@@ -67,8 +71,10 @@ def segmentation_score(predicted: Tensor, true: Tensor, *, threshold: float = 0.
             f"The predicted masks have shape {tuple(predicted.shape)} and the true ones {tuple(true.shape)}; "
             "expected the same (frames, height, width) of both."
         )
-    pairs = zip(_to_bool(predicted, threshold), _to_bool(true, threshold), strict=True)
-    rows = [(region_similarity(p, t), *boundary_accuracy(p, t)) for p, t in pairs]
+    rows = []
+    for index, (p, t) in enumerate(zip(_to_bool(predicted, threshold), _to_bool(true, threshold), strict=True)):
+        rows.append((region_similarity(p, t), *boundary_accuracy(p, t)))
+        on_step(index + 1, len(true))
     return SegmentationScore(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1))
 
 

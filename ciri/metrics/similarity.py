@@ -10,7 +10,7 @@ Dimensions: t frames, h w pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ciri.errors import ClipError
+from ciri.progress import OnStep, ignore
 
 #: PSNR of equal pictures; the published evaluation programs return infinity, which no mean survives.
 HIGHEST_PSNR = 100.0
@@ -54,10 +55,11 @@ class Window:
 WINDOWS = {"ssim65": Window(65), "ssim7": Window(7), "ssim11g": Window(11, gaussian=True)}
 
 
-def to_pictures(clip: Tensor) -> list[Picture]:
-    """Round a clip, floating (T, 3, H, W) in [0, 1], to 8 bits: T arrays (H, W, 3) in 0..255."""
-    frames = (clip.detach().cpu().clamp(0, 1) * PEAK).round()
-    return [np.ascontiguousarray(frame.permute(1, 2, 0).numpy(), dtype=np.float64) for frame in frames]
+def to_pictures(clip: Tensor) -> Iterator[Picture]:
+    """Round a clip, floating (T, 3, H, W) in [0, 1], to 8 bits: one after another, T arrays (H, W, 3) in 0..255."""
+    for frame in clip.detach():
+        rounded = (frame.cpu().clamp(0, 1) * PEAK).round()
+        yield np.ascontiguousarray(rounded.permute(1, 2, 0).numpy(), dtype=np.float64)
 
 
 def check_pair(result: Tensor, clean: Tensor) -> None:
@@ -77,19 +79,20 @@ def check_pair(result: Tensor, clean: Tensor) -> None:
                 raise ClipError(f"Frame {index} of the {name} holds values that are not numbers (NaN or infinite).")
 
 
-def psnr(result: Tensor, clean: Tensor) -> Tensor:
+def psnr(result: Tensor, clean: Tensor, *, on_step: OnStep = ignore) -> Tensor:
     """Return the PSNR of every frame in dB, float64 (T,), at most 100.
 
     Args:
         result, clean: floating (T, 3, H, W) in [0, 1].
+        on_step: called after each frame; may raise to stop.
 
     Raises:
         ClipError: see :func:`check_pair`.
     """
-    return _by_frame(result, clean, psnr_of)
+    return _by_frame(result, clean, psnr_of, on_step)
 
 
-def ssim(result: Tensor, clean: Tensor, window: Window = WINDOWS["ssim65"]) -> Tensor:
+def ssim(result: Tensor, clean: Tensor, window: Window = WINDOWS["ssim65"], *, on_step: OnStep = ignore) -> Tensor:
     """Return the SSIM of every frame, float64 (T,), the mean of the three channels.
 
     Pictures smaller than the window are scored with the largest odd window that fits; the value is not-a-number where
@@ -98,17 +101,21 @@ def ssim(result: Tensor, clean: Tensor, window: Window = WINDOWS["ssim65"]) -> T
     Args:
         result, clean: floating (T, 3, H, W) in [0, 1].
         window: one of :data:`WINDOWS`, or another.
+        on_step: called after each frame; may raise to stop.
 
     Raises:
         ClipError: see :func:`check_pair`.
     """
-    return _by_frame(result, clean, lambda a, b: ssim_of(a, b, window))
+    return _by_frame(result, clean, lambda a, b: ssim_of(a, b, window), on_step)
 
 
-def _by_frame(result: Tensor, clean: Tensor, score: Callable[[Picture, Picture], float]) -> Tensor:
+def _by_frame(result: Tensor, clean: Tensor, score: Callable[[Picture, Picture], float], on_step: OnStep) -> Tensor:
     check_pair(result, clean)
-    pairs = zip(to_pictures(result), to_pictures(clean), strict=True)
-    return torch.tensor([score(a, b) for a, b in pairs], dtype=torch.float64)
+    scores = []
+    for t, (a, b) in enumerate(zip(to_pictures(result), to_pictures(clean), strict=True)):
+        scores.append(score(a, b))
+        on_step(t + 1, len(result))
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def psnr_of(result: NDArray[np.float64], clean: NDArray[np.float64]) -> float:

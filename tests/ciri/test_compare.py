@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ciri.compare import GAP, MODES, compare, overlay
 from ciri.errors import CiriError, ClipError
@@ -103,3 +106,47 @@ def test_inputs_are_not_changed():
         compare(first, second, mode, labels=("a", "b"))
     overlay(first, torch.ones(4, 1, 12, 20))
     assert torch.equal(first, kept[0]) and torch.equal(second, kept[1])
+
+
+class Allocations(TorchDispatchMode):
+    """Notes every piece of memory of at least so many bytes that is taken inside."""
+
+    def __init__(self, at_least):
+        super().__init__()
+        self.at_least, self.found = at_least, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given:
+                size = x.untyped_storage().nbytes()
+                self.found += [size] if size >= self.at_least else []
+        return result
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("second", [(32, 12, 20), (1, 12, 20), (32, 18, 30)], ids=["clip", "still", "of another size"])
+def test_no_clip_is_copied_but_into_the_result_which_is_a_picture_as_it_is(mode, second):
+    images = torch.rand(32, 12, 20, 3), torch.rand(*second, 3)
+    frame = 4 * images[0][0].numel()
+    # a few frames at a time, and not as many as half a clip
+    with Allocations(at_least=16 * frame) as taken:
+        shown = compare(images[0].movedim(-1, 1), images[1].movedim(-1, 1), mode, labels=("a", "b"))
+    assert taken.found == [4 * shown.numel()]
+    assert shown.movedim(1, -1).is_contiguous()
+
+
+@pytest.mark.parametrize("mode", ["side by side", "stacked"])
+def test_both_with_labels_are_the_parts_put_together(mode):
+    first, second = clip(3, 90, 160), clip(3, 90, 160, seed=1)
+    axis = 3 if mode == "side by side" else 2
+    alone = [compare(x, x, "stacked", labels=(name, ""))[:, :, :90] for x, name in ((first, "one"), (second, "two"))]
+    gap = torch.ones(3, 3, *((90, GAP) if axis == 3 else (GAP, 160)))
+    assert torch.equal(compare(first, second, mode, labels=("one", "two")), torch.cat([alone[0], gap, alone[1]], axis))
+
+
+def test_a_clip_of_another_size_is_resized_as_a_whole_clip_is():
+    first, second = clip(4), clip(4, 24, 40, seed=1)
+    whole = F.interpolate(second, (12, 20), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+    assert torch.equal(compare(first, second, "stacked"), compare(first, whole, "stacked"))

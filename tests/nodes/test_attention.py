@@ -135,6 +135,27 @@ def test_one_mask_is_held_for_the_clip_and_a_mask_without_batch_works(run):
     assert torch.allclose(fused, disc().expand(4, -1, -1))
 
 
+@pytest.mark.parametrize("with_images", [True, False])
+def test_masks_of_any_type_and_shape_are_fused(run, with_images):
+    masks = disc().repeat(4, 1, 1)
+    images = {"images": clip()} if with_images else {}
+    expected = run("CIRI_FuseInactivation", masks=masks, attention=masks, **images).args
+    types = [masks.half(), masks.bfloat16(), masks.double(), masks.bool(), masks.to(torch.uint8), masks[:, None]]
+    for given in types:
+        fused, _, shown = run("CIRI_FuseInactivation", masks=given, attention=given, **images).args
+        assert torch.equal(fused, expected[0]) and torch.equal(shown, expected[2])
+
+
+def test_without_a_clip_a_single_mask_or_map_is_held_for_the_other(run):
+    one, several = disc(), torch.rand((4, 40, 64), generator=torch.Generator().manual_seed(5))
+    fused, report, shown = run("CIRI_FuseInactivation", masks=one, attention=several, beta=0.6).args
+    assert torch.allclose(fused, 0.6 * one + 0.4 * several, atol=1e-6) and len(shown) == 4
+    assert "One mask was given, so it was used for all 4 frames." in report
+    fused, report, _ = run("CIRI_FuseInactivation", masks=several, attention=one[None], beta=0.6).args
+    assert torch.allclose(fused, 0.6 * several + 0.4 * one, atol=1e-6)
+    assert "One attention map was given" in report
+
+
 def test_inputs_are_not_changed(run):
     images, masks = clip(), disc().repeat(4, 1, 1)
     kept = images.clone(), masks.clone()

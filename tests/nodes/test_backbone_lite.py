@@ -68,6 +68,7 @@ def test_other_weights_are_listed_by_content_and_used(nodes, run, folder):
     assert backbone.network.config.half == 8
 
 
-def test_a_missing_file_is_named(run, folder):
-    with pytest.raises(CheckpointError, match="gone.safetensors"):
+def test_a_missing_file_is_named_and_what_to_do(run, folder):
+    words = "'gone.safetensors' is not there. Choose 'shipped', .*'python -m ciri train backbone' made into "
+    with pytest.raises(CheckpointError, match=words + str(folder)):
         run("CIRI_BackboneLite", **{**OPTIONS, "weights": "gone.safetensors"})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.compare import MODES, overlay
+from ciri.compare import MODES, compare, overlay
 from tests.nodes.models import Grey, Hold
 
 
@@ -152,6 +152,13 @@ def test_compare_gives_even_sizes_and_the_clips_pixels(run, mode):
         assert torch.equal(shown, (first - second).abs()[:, :36, :52])
 
 
+def test_a_comparison_is_handed_on_without_another_copy(pack):
+    from ciri_pack.nodes._adapt import to_clip, to_image
+
+    shown = compare(to_clip(clip()), to_clip(clip(seed=1)), "stacked", labels=("before", "after"))
+    assert to_image(shown).data_ptr() == shown.data_ptr()
+
+
 def test_mask_overlay_tints_only_the_mask(run):
     images, mask = clip(), disc()
     output = run("CIRI_MaskOverlay", images=images, masks=mask, colour="green", opacity=1.0, outline=0)
@@ -172,6 +179,39 @@ def test_a_large_clip_is_previewed_small(run):
     tinted = propagated.args[3]
     assert tinted.shape == (2, 179, 640, 3) and shown_video(propagated).shape == (2, 178, 640, 3)
     assert (tinted[:, 47:87, 325:] > 0).any(-1).all() and not tinted[:, :40].any() and not tinted[..., :315, :].any()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), av.error.EncoderNotFoundError(1, "none")])
+def test_work_is_handed_on_though_its_preview_cannot_be_written(run, monkeypatch, caplog, error):
+    from comfy_api.latest import InputImpl
+
+    def full(*_, **__):
+        raise error
+
+    inputs = {"images": clip(), "first_mask": disc()[None], "propagator": Hold()}
+    expected = run("CIRI_PropagateMask", **inputs)
+    monkeypatch.setattr(InputImpl.VideoFromComponents, "save_to", full)
+    output = run("CIRI_PropagateMask", **inputs)
+    assert output.ui is None
+    assert all(torch.equal(output.args[i], expected.args[i]) for i in (0, 3, 4))
+    assert output.args[1:3] == expected.args[1:3]
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert str(error) in warning.getMessage() and "its outputs are whole" in warning.getMessage()
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "fault"])
+def test_only_what_writing_raises_is_let_pass(run, monkeypatch, kind):
+    import comfy.model_management as management
+    from comfy_api.latest import InputImpl
+
+    error = management.InterruptProcessingException() if kind == "interrupt" else ValueError("a fault of the program")
+
+    def stopped(*_, **__):
+        raise error
+
+    monkeypatch.setattr(InputImpl.VideoFromComponents, "save_to", stopped)
+    with pytest.raises(type(error)):
+        run("CIRI_MaskOverlay", images=clip(), masks=disc())
 
 
 # ------------------------------------------------------------------------------------------------ ComfyUI's rules

@@ -51,6 +51,30 @@ def test_one_frame(run):
         assert "outside PSNR" in report and plot.shape[0] == 1
 
 
+def test_interrupt_stops_within_a_step_and_the_next_run_is_whole(run):
+    import comfy.model_management as management
+
+    result, clean, masks = scene()
+    inputs = {"result": result, "reference": clean, "masks": masks}
+    expected = run("CIRI_EvaluateRemoval", **inputs).args
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        run("CIRI_EvaluateRemoval", **inputs)
+    assert not management.processing_interrupted()
+    report, plot = run("CIRI_EvaluateRemoval", **inputs).args
+    assert report == expected[0] and torch.equal(plot, expected[1])
+
+
+def test_progress_is_shown(run, monkeypatch):
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *_, **__: shown.append(done / total))
+    result, clean, masks = scene()
+    run("CIRI_EvaluateRemoval", result=result, reference=clean, masks=masks)
+    assert len(shown) > 20 and shown == sorted(shown) and shown[-1] == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -144,8 +144,10 @@ def test_what_was_left_is_covered_and_filled_as_the_library_does(run, removed):
     assert torch.equal(shown.movedim(-1, 1)[0, :, 20:44, 36:60], tinted[0, :, 20:44, 36:60])
 
 
-def test_a_frame_that_was_painted_too_keeps_its_mask(run, removed):
-    _, refined, filled, report, _ = correct(run, removed, key_frames=f"{CUT - FRAMES}").args
+# the frame of two painted objects is named twice
+@pytest.mark.parametrize("key_frames", [f"{CUT - FRAMES}", f"{CUT}, {CUT}", f"{CUT}, {CUT - FRAMES}, 0"])
+def test_a_frame_that_was_painted_too_keeps_its_mask(run, removed, key_frames):
+    _, refined, filled, report, _ = correct(run, removed, key_frames=key_frames).args
     assert torch.equal(refined, removed[2]) and torch.equal(filled, removed[3]) and "were corrected" not in report
     with pytest.raises(CiriError, match="Frame number 6 is outside"):
         correct(run, removed, key_frames="6")
@@ -276,6 +278,12 @@ def test_without_siammask_s_file_the_folder_is_named(run, folder):
     with pytest.raises(CheckpointError, match="no weight file of SiamMask") as caught:
         run("CIRI_ResidueDetectorSiamMask", weights="(no file found)")
     assert str(folder) in str(caught.value)
+
+
+def test_a_missing_file_of_one_s_own_is_named_and_what_to_do(run, folder):
+    words = "'gone.safetensors' is not there. Choose 'shipped', .*'python -m ciri train residue' made into "
+    with pytest.raises(CheckpointError, match=words + str(folder)):
+        run("CIRI_ResidueDetectorLite", weights="gone.safetensors")
 
 
 def test_a_replaced_file_is_loaded_again(nodes, folder):

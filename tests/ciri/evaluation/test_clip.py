@@ -36,6 +36,38 @@ def test_without_clean_clip_only_what_can_be_known():
     assert report.scores["e_warp_masked"] == pytest.approx([(10 / 255) ** 2] * 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("count", [3, 1])
+def test_progress_only_moves_forward_and_ends(clean, count):
+    result, masks, reference = (x[:count] for x in scene())
+    steps = []
+    evaluate_clip(result, masks, reference, clean=clean, tracked=masks, on_step=lambda *s: steps.append(s))
+    done = [step / total for step, total in steps]
+    assert done == sorted(done) and done[-1] == 1 and all(0 < d <= 1 for d in done)
+    # nothing takes longer than a metric of a frame (or of a pair of frames) between two steps
+    metrics = [2 + 2, 4 + 1 + 1 if clean else 2]
+    assert len(steps) == metrics[0] * (count - 1) + metrics[1] * count
+
+
+def test_it_can_be_stopped_at_every_step():
+    class Stopped(Exception):
+        pass
+
+    result, masks, clean = scene()
+    steps = []
+    evaluate_clip(result, masks, clean, clean=True, on_step=lambda *s: steps.append(s))
+    for last in range(1, len(steps) + 1):
+        left = [last]
+
+        def stop(done, total, left=left):
+            left[0] -= 1
+            if not left[0]:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            evaluate_clip(result, masks, clean, clean=True, on_step=stop)
+
+
 def test_bad_input_is_named():
     result, masks, clean = scene()
     with pytest.raises(EvaluationError, match="expected the same count and size"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ciri.errors import MaskError
+from ciri.errors import MaskError, OutOfMemoryError
 from ciri.frames import as_pair
 from ciri.inactivation.attention import attention_map, pool_target
 from ciri.inactivation.clip import complementary_attention
@@ -28,8 +28,10 @@ class Pools:
 
     def __init__(self, fixed=None):
         self.facts = BackboneFacts(needs_divisible_by=8, fixed_size=fixed)
+        self.looked = 0
 
     def encode(self, frames):
+        self.looked += 1
         assert frames.shape[2] % 8 == 0 and frames.shape[3] % 8 == 0
         return [F.avg_pool2d(frames, 2), F.avg_pool2d(frames, 8) - 0.5]
 
@@ -99,6 +101,34 @@ def test_odd_scenes_have_a_map_too():
     black = torch.zeros(1, 3, 40, 40)
     everywhere = torch.ones(1, 1, 40, 40)
     assert torch.isfinite(complementary_attention(black, everywhere, everywhere, FlowBackbone())).all()
+
+
+@pytest.mark.parametrize("fixed", [None, (32, 48)])
+def test_room_is_made_once_for_frames_of_the_size_that_the_encoder_sees(fixed):
+    frames, masks = scene(3, 60, 90)
+    backbone, calls = Pools(fixed), []
+    backbone.before_run = lambda *size: calls.append((*size, backbone.looked))
+    complementary_attention(frames, masks[:1], masks, backbone)
+    assert calls == [(*(fixed or (64, 96)), 0)] and backbone.looked == 4
+
+
+@pytest.mark.parametrize(
+    "shortage", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: you tried to allocate")]
+)
+def test_a_shortage_of_memory_names_what_to_do(monkeypatch, shortage):
+    torch.manual_seed(0)
+    backbone = WindowBackbone(STTN().eval())
+    frames, masks = scene(2)
+
+    def fails(frames):
+        raise shortage
+
+    monkeypatch.setattr(backbone.network, "encode", fails)
+    with pytest.raises(OutOfMemoryError, match="encoder of sttn .* 96x64.* Shrink the frames, .*lite or optical flow"):
+        complementary_attention(frames, masks[:1], masks, backbone)
+    shortage = ValueError("a fault of the program")
+    with pytest.raises(ValueError, match="a fault"):
+        complementary_attention(frames, masks[:1], masks, backbone)
 
 
 def test_masks_that_are_not_the_clip_s_are_refused():
