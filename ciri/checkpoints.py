@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -66,7 +67,7 @@ class Summary:
     @property
     def parameters(self) -> int:
         """How many numbers the file holds."""
-        return sum(torch.Size(info.shape).numel() for info in self.tensors.values())
+        return sum(math.prod(info.shape) for info in self.tensors.values())
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -170,13 +171,27 @@ def load_strictly(
         wanted = signature_of(model)
         title = wanted.title if wanted else model
         raise CheckpointError(f"{path} does not hold the weights of {title}: {'; '.join(complaints)}.{looks}")
-    broken_keys = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    broken_keys = [key for key, value in state.items() if not _all_numbers(value, key, path)]
     if broken_keys:
         raise CheckpointError(
             f"{path} holds values that are not numbers: {'; '.join(some('in', broken_keys))}. "
             "The file is damaged; fetch it again."
         )
     module.load_state_dict({**expected, **state}, strict=True)
+
+
+def _all_numbers(value: Tensor, key: str, path: str | os.PathLike[str]) -> bool:
+    """Whether no value is NaN or infinite. Raises CheckpointError: numbers that PyTorch stores but cannot convert."""
+    if not value.is_floating_point():
+        return True
+    try:
+        # most kinds of one byte have no test of their own, and all of them fit into float32
+        return bool((value.float() if value.dtype.itemsize == 1 else value).isfinite().all())
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"{path} holds {value.dtype} under {key!r}, which cannot be converted here; expected float32, float16 or "
+            "bfloat16. Use the file that the model's authors published."
+        ) from error
 
 
 def write_safetensors(
@@ -250,14 +265,21 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         text = file.read(length)
     try:
         header = json.loads(text)
-        metadata = header.pop("__metadata__", {})
+        stated = header.pop("__metadata__", None)
+        metadata = {} if stated is None else {str(key): str(value) for key, value in stated.items()}
         tensors = {key: TensorInfo(tuple(map(int, e["shape"])), str(e["dtype"])) for key, e in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        spans = {key: tuple(map(int, entry["data_offsets"][:2])) for key, entry in header.items()}
+        end = max((last for _, last in spans.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise broken(path, "its header cannot be understood") from error
     if end != size - 8 - length:
         raise broken(path, f"it holds {size - 8 - length} bytes of weights and its header announces {end}")
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    for key, (first, last) in spans.items():
+        shape = tensors[key].shape
+        # the smallest numbers that there are take half a byte
+        if any(side < 0 for side in shape) or math.prod(shape) > 2 * (last - first):
+            raise broken(path, f"its header claims a tensor {shape} under {key!r} that it does not hold")
+    return tensors, metadata
 
 
 def load_pickled(path: Path) -> object:
@@ -304,8 +326,13 @@ def unwrap(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no named weights (it holds a {type(content).__name__}).")
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        if not isinstance(key, str) or not isinstance(value, Tensor) or not is_plain(value):
             raise CheckpointError(f"{path} holds something else than weights under {key!r} ({type(value).__name__}).")
+        if value.is_meta:
+            raise CheckpointError(
+                f"{path} holds the shape of {key!r} but not its numbers: it was saved before they were loaded. "
+                "Use a file that was saved from the loaded model."
+            )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(f"{path} claims a tensor {tuple(value.shape)} under {key!r} that it does not hold.")
     state: dict[str, Tensor] = dict(content)
@@ -318,6 +345,11 @@ def unwrap(content: object, path: Path) -> dict[str, Tensor]:
 def is_dict(content: dict, name: str) -> bool:
     """Whether an entry is itself a dictionary."""
     return isinstance(content.get(name), dict)
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor is an array of numbers: not sparse, nested or quantised, which no network here is made of."""
+    return value.layout == torch.strided and not value.is_nested and not value.is_quantized
 
 
 def dtype_name(dtype: torch.dtype) -> str:

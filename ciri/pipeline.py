@@ -174,6 +174,7 @@ def _refine(
     on_step: OnStep,
 ) -> None:
     """Refine a removal in place; the annotated frames keep their masks."""
+    from ciri.refinement.features import extractor_for
     from ciri.refinement.refine import refine
 
     started = time.perf_counter()
@@ -190,6 +191,7 @@ def _refine(
         settings=settings,
         first_index=index,
         fixed=fixed,
+        features=extractor_for(detector),
         on_step=on_step,
     )
     removal.refinement, removal.frames = result, result.inpainted

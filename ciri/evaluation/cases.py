@@ -45,8 +45,20 @@ class Case:
     masks: Path
     clean: Path | None = None
 
+    def check(self) -> None:
+        """Raise EvaluationError if its frames or its masks are not there."""
+        for what, folder in (("frames", self.frames), ("masks", self.masks)):
+            if not folder.is_dir():
+                raise EvaluationError(f"Case {self.name} has no {what}: {folder} does not exist.")
+
     def files(self) -> Iterator[Path]:
-        """Every file that the case consists of."""
+        """Every file that the case consists of.
+
+        Raises:
+            EvaluationError: as :meth:`check`.
+            MediaError: a folder without an image.
+        """
+        self.check()
         for folder in filter(None, (self.frames, self.masks, self.clean)):
             yield from image_files(folder)
 
@@ -128,9 +140,7 @@ def load(case: Case, limit: int | None = None) -> Material:
 
 
 def _load(case: Case, limit: int | None) -> Material:
-    for what, folder in (("frames", case.frames), ("masks", case.masks)):
-        if not folder.is_dir():
-            raise EvaluationError(f"Case {case.name} has no {what}: {folder} does not exist.")
+    case.check()
     names = [file.stem for file in image_files(case.frames)]
     _check_numbering(case, names)
     names = names[:limit]

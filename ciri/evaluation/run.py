@@ -34,6 +34,7 @@ from ciri.media import read_clip, write_clip
 from ciri.metrics.warping import Motion, motion_of
 from ciri.pipeline import propagate
 from ciri.progress import OnStep, ignore, part
+from ciri.refinement.features import extractor_for
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
 
@@ -226,7 +227,7 @@ class CaseRun:
     def _refine(self, method: Method, masks: Tensor, result: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Masks and pictures corrected by what the removal left behind; only one mask is taken to be known."""
         models, settings, material = self.runner.models, self.runner.settings, self.material
-        known = material.first
+        known, detector = material.first, models.detector(method.refined)
         with stopwatch(models.device) as taken:
             refined = refine(
                 material.frames,
@@ -234,10 +235,11 @@ class CaseRun:
                 masks,
                 result,
                 backbone=models.backbone(method.backbone, method.mode),
-                detector=models.detector(method.refined),
+                detector=detector,
                 propagator=models.propagator(method.carrier),
                 settings=RefinementSettings(grow=settings.grow, feather=settings.feather),
                 first_index=known,
+                features=extractor_for(detector),
             )
         return refined.inpainted, refined.masks, taken
 

@@ -146,15 +146,15 @@ class _Job:
             self._refinable()  # before any work is done
         if self.detector is None:
             return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
-        if self.settings.mode == "paper":
-            return self._as_printed(on_step)
+        paper = self.settings.mode == "paper"
         before = self.nothing
         try:
-            watch, before = self._look(part(on_step, 0, 0.15))
-            return self._improve(watch, before, on_step)
+            watch, before = self._look(part(on_step, 0, 0.1 if paper else 0.15))
+            return (self._as_printed if paper else self._improve)(watch, before, on_step)
         except TimeUpError:
-            budget = self.settings.time_budget
-            return self._unchanged(f"The time budget of {budget:g} s ended before anything could be judged.", before)
+            missed = "the propagator was tuned" if paper else "anything could be judged"
+            budget = f"The time budget of {self.settings.time_budget:g} s"
+            return self._unchanged(f"{budget} ended before {missed}.", before)
 
     def _look(self, on_step: OnStep) -> tuple[Watch, Residue]:
         """Look at the whole clip once."""
@@ -286,9 +286,8 @@ class _Job:
         """The propagator, if its weights can be tuned; CiriError if not."""
         return refinable(self.propagator, self.settings.mode)
 
-    def _as_printed(self, on_step: OnStep) -> Refinement:
+    def _as_printed(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
         """Eq. 8-10, two epochs over all frames, no guard: what comes of it is what is returned."""
-        watch, before = self._look(part(on_step, 0, 0.1))
         with self.clock.stage("descent"):
             outcome = as_printed(
                 self._refinable(),
@@ -298,10 +297,12 @@ class _Job:
                 self.backbone,
                 self.settings,
                 self.features,
-                part(on_step, 0.1, 0.9),
+                self.clock.watched(part(on_step, 0.1, 0.9)),
             )
         at = [t for t, box in enumerate(watch.boxes) if box is not None]
-        after = updated(before, at, watch.look(outcome.inpainted[at], at, part(on_step, 0.9, 1)))
+        with self.clock.stage("judging"):
+            progress = self.clock.watched(part(on_step, 0.9, 1))
+            after = updated(before, at, watch.look(outcome.inpainted[at], at, progress))
         self.report.mode, self.report.steps, self.tuned = "paper", outcome.steps, outcome.propagator
         self.report.notes += outcome.notes
         changed = [t for t in at if not torch.equal(outcome.masks[t], self.masks[t])]

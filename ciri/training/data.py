@@ -57,18 +57,19 @@ class Clip:
             raise TrainingError(f"No clip can be read from {self.source} ({len(found)} frames).")
         return np.stack(found)
 
-    def label_masks(self, limit: int | None = None) -> np.ndarray | None:
-        """Return uint8 (T', H, W) object numbers of the annotated ones of the first frames, or None.
+    def label_masks(self, limit: int | None = None) -> tuple[list[int], np.ndarray] | None:
+        """Return which of the first frames are annotated, and their object numbers uint8 (T', H, W); None: none is.
 
         A number means the same object in all frames.
 
         Raises:
             TrainingError: annotations that cannot be decoded.
         """
-        if self.labels is None:
+        files = image_files(self.source)[:limit] if self.labels is not None else []
+        pairs = self._numbers(files)
+        if not pairs:
             return None
-        labels = [numbers for _, numbers in self._numbers(image_files(self.source)[:limit])]
-        return np.stack(labels) if labels else None
+        return [files.index(file) for file, _ in pairs], np.stack([numbers for _, numbers in pairs])
 
     def annotated_files(self) -> list[Path]:
         """The frames that are annotated, in order; nothing is read."""

@@ -105,6 +105,11 @@ def load_bank(
     annotated = _annotations(clips, where, (height, width))
     annotated += _placed(placements, dict((c.name, images) for c, images in cutouts), where, shapes, (height, width))
     sprites = [_sprites(images) for _, images in cutouts] or [_lift(frames, a) for a in annotated[:200]]
+    if not sprites:
+        raise TrainingError(
+            f"No annotation of the {len(clips)} clips shows an object of {SMALLEST} pixels at {width}x{height}, "
+            "and there are no cut-outs; training needs objects. Give clips with larger ones, or a larger --size."
+        )
     masks, mask_spans = _stack([m for _, m in annotated] or [np.zeros((1, height, width), np.uint8)], device)
     cast, cast_spans = _stack(sprites, device)
     tracks = [(index, list(range(a, a + n))) for (index, _), (a, n) in zip(annotated, mask_spans, strict=False)]
@@ -148,15 +153,19 @@ def _stack(groups: Sequence[np.ndarray], device: torch.device | str) -> tuple[Te
 def _annotations(
     clips: Sequence[tuple[Clip, np.ndarray]], where: dict[str, tuple[int, int]], size: tuple[int, int]
 ) -> list[tuple[list[int], np.ndarray]]:
-    """Tracks of the annotated clips (DAVIS, YouTube-VOS): one per object, from its first visible frame on."""
+    """Tracks of the annotated clips (DAVIS, YouTube-VOS): one per object, from its first visible frame on.
+
+    Where only some frames are annotated (YouTube-VOS with all its frames), a track has these.
+    """
     found = []
     for clip, images in clips:
-        labels = clip.label_masks(len(images))
-        if labels is None or len(labels) != len(images):
+        annotated = clip.label_masks(len(images))
+        if annotated is None:
             continue
+        at, labels = annotated
         for number in range(1, int(labels.max()) + 1):
             mask = resize_to_cover(((labels == number) * np.uint8(255))[..., None], *size)
-            found += _track(where[clip.name], range(len(images)), mask.reshape(len(images), *size))
+            found += _track(where[clip.name], at, mask.reshape(len(at), *size))
     return found
 
 

@@ -1,6 +1,7 @@
 """ciri.checkpoints against files that are right, wrong, damaged and hostile."""
 
 import json
+import math
 import os
 import pickle
 import struct
@@ -173,15 +174,54 @@ SAFETENSORS = {
     "no entries of the right kind": header('{"a": 3}'),
     "data missing": header(entry([4], 0, 16), data=b"\0" * 8),
     "shape larger than the data": header(entry([1 << 40], 0, 16), data=b"\0" * 16),
+    "a side of 2 ** 63": header(entry([1 << 63], 0, 16), data=b"\0" * 16),
+    "sides whose product overflows": header(entry([1 << 40, 1 << 40], 0, 16), data=b"\0" * 16),
+    "a negative side": header(entry([-4], 0, 16), data=b"\0" * 16),
+    "an infinite side": header(entry([math.inf], 0, 16), data=b"\0" * 16),
+    "an infinite end": header(entry([4], 0, math.inf), data=b"\0" * 16),
+    "no end": header(entry([4], 0, 16).replace(", 16", ""), data=b"\0" * 16),
+    "metadata of another kind": header('{"__metadata__": [1], ' + entry([4], 0, 16)[1:], data=b"\0" * 16),
     "deeply nested": header('{"a":' * 5000 + "1" + "}" * 5000),
 }
 
 
 @pytest.mark.parametrize("content", SAFETENSORS.values(), ids=SAFETENSORS.keys())
-def test_damaged_safetensors_files_are_refused(tmp_path, content):
+def test_damaged_safetensors_files_are_refused_and_left_out_of_lists(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"w\.safetensors"):
-        ck.read_state_dict(tmp_path / "w.safetensors")
+    for read in (ck.read_state_dict, ck.summarise):
+        with pytest.raises(CheckpointError, match=r"w\.safetensors"):
+            read(tmp_path / "w.safetensors")
+    ck.write_safetensors(tmp_path / "z.safetensors", {"a": torch.ones(1)}, {"architecture": "mine"})
+    assert [p.name for p in ck.list_files([tmp_path], "mine")] == ["z.safetensors"]
+
+
+def test_metadata_of_null_is_none(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header('{"__metadata__": null, ' + entry([2], 0, 8)[1:], data=b"\0" * 8))
+    state, metadata = ck.read_state_dict(path)
+    assert torch.equal(state["a"], torch.zeros(2)) and metadata == {}
+    assert ck.summarise(path).parameters == 2
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
+def test_numbers_of_another_precision_are_taken_and_checked(tmp_path, net, kind):
+    rounded = {k: v.to(kind) if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    ck.write_safetensors(tmp_path / "w.safetensors", rounded)
+    state = ck.read_state_dict(tmp_path / "w.safetensors")[0]
+    ck.load_strictly(net, state, model="mine", path="w.safetensors")
+    assert torch.equal(net[0].weight, rounded["0.weight"].float())
+    state["0.bias"] = torch.full((4,), float("nan")).to(kind)
+    with pytest.raises(CheckpointError, match=r"not numbers: 1 in \(0\.bias\)"):
+        ck.load_strictly(net, state, model="mine", path="w.safetensors")
+
+
+def test_numbers_of_half_a_byte_are_refused(net):
+    kind = getattr(torch, "float4_e2m1fn_x2", None)
+    if kind is None:
+        pytest.skip("this PyTorch has no such numbers")
+    state = dict(net.state_dict()) | {"0.bias": torch.zeros(4, dtype=torch.uint8).view(kind)}
+    with pytest.raises(CheckpointError, match=r"float4_e2m1fn_x2 under '0\.bias'.*expected float32"):
+        ck.load_strictly(net, state, model="mine", path="w.safetensors")
 
 
 def compressed(path):
@@ -224,12 +264,17 @@ def truncated_legacy(path):
         lambda path: torch.save({1: torch.ones(1)}, path),
         lambda path: torch.save(nn.Linear(1, 1), path),
         lambda path: torch.save({"a": torch.ones(2, 2).to_sparse()}, path),
+        lambda path: torch.save({"a": torch.ones(2, device="meta")}, path),
+        lambda path: torch.save({"a": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])}, path),
+        lambda path: torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)}, path),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_everything_else_that_is_not_a_state_dict_is_refused(tmp_path, make):
     make(tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"w\.pth"):
-        ck.read_state_dict(tmp_path / "w.pth")
+    for read in (ck.read_state_dict, ck.summarise):
+        with pytest.raises(CheckpointError, match=r"w\.pth"):
+            read(tmp_path / "w.pth")
 
 
 def test_names_and_contents_must_agree(tmp_path):

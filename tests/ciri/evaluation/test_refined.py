@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from ciri.errors import CiriError
+from ciri.evaluation import run as evaluation
 from ciri.evaluation.cases import find_cases
 from ciri.evaluation.methods import Method, Models, choose
 from ciri.evaluation.run import Runner, Settings
 from ciri.media import write_clip
+from ciri.refinement.refine import refine
+from ciri.residue.lite import LiteDetector, ResidueNetwork
 from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene
 
 
@@ -40,6 +43,18 @@ def test_a_refined_row_scores_the_corrected_masks_and_pictures(tmp_path):
         assert after["J"][t] > before["J"][t] + 0.1
     assert "refinement" in records[1].timing and "refinement" not in records[0].timing
     assert refined.title == "misses + knows, refined (oracle)" and refined.folder != plain.folder
+
+
+def test_appearance_is_compared_in_the_features_of_the_detector(tmp_path, monkeypatch):
+    scene, detector, given = Scene(), LiteDetector(ResidueNetwork(), 0.3), []
+    for name, clip in (("frames", scene.frames), ("masks", scene.true), ("clean", scene.clean)):
+        write_clip(tmp_path / "cases" / "one" / name, clip)
+    models = FakeModels(scene)
+    models.detector = lambda name: detector
+    monkeypatch.setattr(evaluation, "refine", lambda *a, **k: given.append(k.get("features")) or refine(*a, **k))
+    runner = Runner(tmp_path / "out", models, Settings(grow=2, feather=2))
+    _, failures = runner.run(find_cases(tmp_path / "cases"), [Method("misses", "knows", refined="lite")])
+    assert not failures and [extractor.detector for extractor in given] == [detector]
 
 
 def test_refined_rows_stand_beside_the_plain_ones():

@@ -94,6 +94,19 @@ def test_scores_are_those_of_the_pictures_on_disk(cases, runner):
     assert records[0].timing.keys() == {"propagation", "inpainting"} and records[0].seconds() >= 0
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_case_without_masks_is_named_and_the_others_go_on(cases, runner, left):
+    shutil.rmtree(cases / "alpha/masks")
+    if left == "an empty folder":
+        (cases / "alpha/masks").mkdir()
+    records, failures = runner.run(find_cases(cases), [GREY, PERFECT])
+    assert [(r.case, r.method) for r in records] == [("beta", GREY), ("beta", PERFECT)]
+    assert len(failures) == 1 and "alpha" in failures[0]
+    assert ("has no masks" if left == "nothing" else "holds no image") in failures[0]
+    curves, failures = tolerance_curves(runner, find_cases(cases), [GREY])
+    assert set(curves) == {"grey"} and len(failures) == 1 and "alpha was left out" in failures[0]
+
+
 def test_attended_masks_are_the_propagator_s_corrected(cases, runner):
     attended = Method("still+attention", "grey")
     records, failures = runner.run(find_cases(cases), [GREY, attended])

@@ -8,7 +8,11 @@ from ciri.media import write_clip
 from ciri.metrics.segmentation import segmentation_score
 from ciri.pipeline import remove_object
 from ciri.propagation.flow import FlowPropagator
+from ciri.propagation.lite import build_lite
+from ciri.refinement import refine as refining
+from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
+from ciri.residue.lite import LiteDetector, ResidueNetwork
 from tests.ciri.refinement.scenes import Answers, Knows, Oracle, Scene
 
 
@@ -81,6 +85,24 @@ def test_masks_from_elsewhere_are_refined_too():
         refine=RefinementSettings(),
     )
     assert removal.refinement.report.accepted == [2, 3]
+
+
+@pytest.mark.parametrize("mode", ["mask", "paper"])
+def test_appearance_is_compared_too_where_the_detector_has_features(mode, monkeypatch):
+    """Eq. 8, as the node does it: in the features of the detector's own encoder."""
+    scene, detector = Scene(count=4), LiteDetector(ResidueNetwork(), 0.3)
+    given = []
+    monkeypatch.setattr(refining, "refine", lambda *a, **k: given.append(k["features"]) or refine(*a, **k))
+    removal = remove_object(
+        scene.frames,
+        scene.true[0, 0],
+        propagator=build_lite(),
+        backbone=Knows(scene),
+        detector=detector,
+        refine=RefinementSettings(mode=mode, epochs=1),
+    )
+    assert given[0].detector is detector
+    assert "contextual loss (Eq. 8) was left out" not in removal.refinement.report.text()
 
 
 def test_refinement_needs_a_detector():

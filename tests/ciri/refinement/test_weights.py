@@ -234,3 +234,28 @@ def test_paper_mode_takes_a_step_for_every_frame_and_every_weight(monkeypatch):
     assert result.report.steps == 2 * 3 and result.report.mode == "paper"
     assert "contextual loss (Eq. 8) was left out" in result.report.text()
     assert result.propagator is not given
+
+
+def test_a_time_budget_ends_paper_mode_within_a_step(monkeypatch):
+    """A clock that gains a second with every reading; whatever it ends in, nothing was changed."""
+    from ciri.refinement import clock
+
+    scene = Scene(count=3)
+    masks, given = scene.cut(at=(1,)), propagator()
+    before = content(given)
+    now = [0.0]
+
+    def tick():
+        now[0] += 1
+        return now[0]
+
+    monkeypatch.setattr(clock.time, "perf_counter", tick)
+    budgets = (0, 3, 6, 9, 12)
+    for budget in budgets:
+        now[0] = 0
+        result = run(scene, masks, given, settings=settings(mode="paper", epochs=1, time_budget=budget))
+        assert result.report.outcome == f"The time budget of {budget} s ended before the propagator was tuned."
+        assert result.masks is masks and result.propagator is given and same(given, before)
+        assert now[0] <= budget + 6
+    unlimited = run(scene, masks, given, settings=settings(mode="paper", epochs=1))
+    assert now[0] > budgets[-1] and unlimited.report.mode == "paper" and unlimited.propagator is not given

@@ -72,8 +72,8 @@ def test_davis_and_youtube_vos_folders(tmp_path):
     for name in ("davis", "vos"):
         (clip,) = open_library(tmp_path / name).clips
         assert clip.frames()[0, 5, 6].tolist() == [255, 0, 0]
-        labels = clip.label_masks()
-        assert labels is not None and labels.sum() == 2 * 20 and labels.max() == 1
+        at, labels = clip.label_masks()
+        assert at == [0, 1] and labels.sum() == 2 * 20 and labels.max() == 1
 
 
 def write_vos(root, clips=2, frames=6, size=(48, 64)):
@@ -95,7 +95,7 @@ def write_vos(root, clips=2, frames=6, size=(48, 64)):
 
 def test_an_object_keeps_its_number_when_others_come_and_go(tmp_path):
     clip = open_library(write_vos(tmp_path)).clips[0]
-    labels = clip.label_masks()
+    _, labels = clip.label_masks()
     red = labels[0, 20, 10]
     assert [x[20, 10 + 3 * t] for t, x in enumerate(labels)] == [red] * 6
     assert [set(np.unique(x)) for x in labels] == [{0, red}] * 3 + [{0, 1, 2}] * 3
@@ -112,6 +112,7 @@ def test_annotated_frames_are_found_by_name(tmp_path):
     assert (frames[0, 20, 14] == (255, 0, 0)).all() and labels[0, 20, 14] and (labels[1] > 0).sum() == 400 + 192
     with pytest.raises(TrainingError, match="no frames with annotations"):
         clip.annotated(files[2:3])
+    assert clip.label_masks()[0] == [0, 2, 4, 5] and clip.label_masks(4)[0] == [0, 2]
 
 
 def test_empty_clip_folders_are_named(tmp_path):

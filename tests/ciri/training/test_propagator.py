@@ -114,6 +114,40 @@ def test_the_bank_holds_the_material(bank):
     assert int(bank.sprites[:, :3][(bank.sprites[:, 3:] == 0).expand(-1, 3, -1, -1)].max()) == 0
 
 
+def write_sparsely_annotated(root, side=24, clips=1):
+    """YouTube-VOS with all frames of a clip: a square moves by 2 pixels a frame, every 5th frame is annotated."""
+    for clip in range(clips):
+        for part in ("JPEGImages", "Annotations"):
+            (root / "train" / part / f"clip{clip}").mkdir(parents=True)
+        for t in range(16):
+            image, mask = texture(7 + clip, 64, 96), np.zeros((64, 96), np.uint8)
+            mask[20 : 20 + side, 10 + 2 * t : 10 + 2 * t + side] = 128
+            image[mask > 0] = (0, 0, 255)
+            cv2.imwrite(str(root / f"train/JPEGImages/clip{clip}/{t:05d}.jpg"), image)
+            if t % 5 == 0:
+                cv2.imwrite(str(root / f"train/Annotations/clip{clip}/{t:05d}.png"), mask)
+    return root
+
+
+def test_a_sparsely_annotated_clip_gives_a_track_of_its_annotated_frames(tmp_path):
+    library = open_library(write_sparsely_annotated(tmp_path))
+    bank = load_bank(library, [], height=64, width=96, device="cpu", workers=1)
+    assert bank.clips == [(0, 16)] and [frames for frames, _ in bank.tracks] == [[0, 5, 10, 15]]
+    for frame, mask in zip(*bank.tracks[0], strict=True):
+        red = bank.frames[frame, 0].int() - bank.frames[frame, 1].int() > 128
+        assert ((bank.masks[mask] > 127) ^ red).float().mean() < 0.02
+    # it is also what is pasted into other scenes
+    assert bank.casts == [(0, 4)]
+    shorter = load_bank(library, [], height=64, width=96, device="cpu", workers=1, clip_frames=8)
+    assert [frames for frames, _ in shorter.tracks] == [[0, 5]]
+
+
+def test_annotations_without_an_object_to_be_seen_are_refused(tmp_path):
+    library = open_library(write_sparsely_annotated(tmp_path, side=4))
+    with pytest.raises(TrainingError, match="No annotation of the 1 clips shows an object of 60 pixels"):
+        load_bank(library, [], height=64, width=96, device="cpu", workers=1)
+
+
 def test_the_mask_is_where_the_target_is_seen(bank, monkeypatch):
     """Scenes are black, targets come without others: then every bright pixel is target, and no other is."""
     monkeypatch.setattr(synth_vos, "film", lambda frames, dice: frames)
