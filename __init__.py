@@ -1,7 +1,4 @@
-"""ComfyUI-CIRI: remove an object from a whole video after painting it on one frame.
-
-ComfyUI imports this file; the rest waits until it asks for the nodes, so that the folder imports without a ComfyUI.
-"""
+"""ComfyUI-CIRI: remove an object from a whole video after painting it on one frame."""
 
 import importlib.util
 import os
@@ -20,7 +17,7 @@ def _make_library_importable() -> None:
 
 
 async def comfy_entrypoint():
-    """Called once by ComfyUI: return the extension that lists the nodes."""
+    """Called once by ComfyUI: import the rest, which has waited for that, and return what lists the nodes."""
     import folder_paths
 
     folder_paths.add_model_folder_path("ciri", os.path.join(folder_paths.models_dir, "ciri"))
@@ -29,7 +26,12 @@ async def comfy_entrypoint():
     _make_library_importable()
     try:
         from .nodes import CiriExtension
-    except ModuleNotFoundError as missing:
-        needs = f"ComfyUI-CIRI needs the Python package {missing.name}"
-        raise ImportError(f"{needs}: {sys.executable} -m pip install -r {_HERE}/requirements.txt") from None
-    return CiriExtension()
+    except ModuleNotFoundError as error:
+        problem, cure = f"the Python package {error.name}", f"-r {_HERE}/requirements.txt"
+    except ImportError as error:
+        if "libGL" not in str(error):
+            raise
+        problem, cure = f"OpenCV without windows here ({error})", "--force-reinstall opencv-python-headless"
+    else:
+        return CiriExtension()
+    raise ImportError(f"ComfyUI-CIRI needs {problem}: {sys.executable} -m pip install {cure}")
