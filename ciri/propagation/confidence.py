@@ -36,7 +36,7 @@ def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
     return torch.where(present, certainty * known, torch.zeros_like(known))
 
 
-def agreement(probs: Tensor, hints: Tensor) -> Tensor:
+def agreement(probs: Tensor, hints: Tensor, lost: Tensor) -> Tensor:
     """How far masks and hints show the same, [1 - DISSENT, 1]; 1 where there is no hint.
 
     Where two propagators that work differently disagree, one of them is wrong, however sure it is of itself.
@@ -44,6 +44,7 @@ def agreement(probs: Tensor, hints: Tensor) -> Tensor:
     Args:
         probs: (k, 1, h, w).
         hints: (k, 2, h, w), see :meth:`ciri.propagation.network.MemoryNetwork.decode`.
+        lost: bool (k,), where the other one looked and found nothing.
 
     Returns:
         float32 (k,).
@@ -51,7 +52,7 @@ def agreement(probs: Tensor, hints: Tensor) -> Tensor:
     ours, theirs = probs.flatten(1) > 0.5, hints[:, 0].flatten(1) > 0.5
     union = (ours | theirs).sum(1)
     overlap = torch.where(union > 0, (ours & theirs).sum(1) / union.clamp(min=1), 1.0)
-    overlap = torch.where(hints[:, 1].flatten(1).amax(1) > 0, overlap, 1.0)
+    overlap = torch.where(lost | (hints[:, 1].flatten(1).amax(1) > 0), overlap, 1.0)
     return 1 - DISSENT * (1 - overlap)
 
 

@@ -95,12 +95,19 @@ class Hints:
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
         self._planes: dict[tuple[int, int], tuple[bytes, float]] = {}
+        self._lost: set[tuple[int, int]] = set()
 
     def put(self, t: int, target: int, probs: Tensor, certainty: float) -> None:
-        """Keep the mask (H, W) of an object in a frame, and how sure it is; 0 = lost, which has no hint at all."""
+        """Keep the mask (H, W) of an object in a frame, and how sure it is; 0 = lost, which is no hint to decode by."""
         if certainty > 0:
             plane = (probs * 255).round().to("cpu", torch.uint8).numpy().tobytes()
             self._planes[t, target] = zlib.compress(plane, 1), certainty
+        else:
+            self._lost.add((t, target))
+
+    def lost(self, t: int, objects: Sequence[int], device: torch.device) -> Tensor:
+        """Which of some objects were looked for in a frame and not found, bool (k,)."""
+        return torch.tensor([(t, target) in self._lost for target in objects], device=device)
 
     def at(self, t: int, objects: Sequence[int], geometry: Geometry, device: torch.device) -> Tensor:
         """Hints of one frame for some objects, float32 (k, 2, h, w)."""
@@ -285,19 +292,25 @@ class DirectedPass:
             readouts.append(to_map(cohort.memory.gather(attention), *grid))
             shares.append(to_map(cohort.memory.gather_masks(attention), *grid))
             explained.append(attention.explained.view(1, 1, *grid).expand(len(cohort.objects), -1, -1, -1))
-        hints = None
+        hints, lost = None, None
         if self._hints is not None:
             hints = self._hints.at(t, self._objects(), self.clip.geometry, self.clip.device)
+            lost = self._hints.lost(t, self._objects(), self.clip.device)
         readout = torch.cat(readouts)
         self._check_numbers(readout, features)
         probs = aggregate(self._decode(readout, torch.cat(shares), features, hints))
         confidence = mask_confidence(probs, torch.cat(explained))
-        if hints is not None:
-            confidence = confidence * agreement(probs, hints)
+        gone = confidence <= 0
+        if hints is not None and lost is not None:
+            confidence = confidence * agreement(probs, hints, lost)
+            if self.policy.store_above is not None:
+                # nobody believes it
+                gone = gone | (lost & (confidence < self.policy.store_above))
         if self.policy.store_above is not None:
             # a target that no pixel shows is not shown faintly either, and what is faint is nothing: a trace of mask
             # everywhere would make the whole frame the part that removal works on
-            probs = torch.where((probs > FAINT) & (confidence > 0).view(-1, 1, 1, 1), probs, 0.0)
+            probs = torch.where((probs > FAINT) & ~gone.view(-1, 1, 1, 1), probs, 0.0)
+            confidence = confidence * ~gone
         objects = self._objects()
         return Prediction(t, objects, probs, confidence, self._distances(t, objects))
 

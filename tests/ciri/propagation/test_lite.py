@@ -187,8 +187,38 @@ def test_two_that_disagree_are_believed_less():
     masks, hints = torch.zeros(4, 1, 8, 8), torch.zeros(4, 2, 8, 8)
     masks[:3, :, :4, :4] = 0.9
     hints[0, :, :4, :4], hints[1, :, :4, :2], hints[2, :, 4:, 4:] = 0.8, 0.8, 0.8
-    hints[:3, 1], hints[3, 0] = 0.7, 0.9  # the last one claims a mask but is not sure of anything: it lost the target
-    assert agreement(masks, hints) == pytest.approx([1, 1 - 0.5 * DISSENT, 1 - DISSENT, 1])
+    hints[:3, 1] = 0.7  # the last one was not asked
+    masks[3, :, :4, :4] = 0.9
+    asked = torch.zeros(4, dtype=torch.bool)
+    assert agreement(masks, hints, asked) == pytest.approx([1, 1 - 0.5 * DISSENT, 1 - DISSENT, 1])
+    # one that looked and found nothing disagrees with every mask
+    lost = torch.tensor([False, False, False, True])
+    assert agreement(masks, hints, lost) == pytest.approx([1, 1 - 0.5 * DISSENT, 1 - DISSENT, 1 - DISSENT])
+
+
+def test_another_shot_shows_nothing_of_the_target_and_is_not_remembered(network, monkeypatch):
+    """A network that finds something everywhere, and a guide that says where the target is gone."""
+    clip_with_cut = torch.cat([clip(3, 48, 80), clip(3, 48, 80).flip(2), clip(3, 48, 80)])
+    mask = torch.zeros(1, 1, 48, 80)
+    mask[..., 8:32, 16:48] = 1
+
+    class Guide:
+        name = "guide"
+
+        def propagate(self, frames, key_masks, key_frames, *, on_step=None):
+            seen = torch.ones(9)
+            seen[3:6] = 0
+            return MaskTrack(0.9 * mask.expand(9, -1, -1, -1) * seen.view(9, 1, 1, 1), seen)
+
+    quite_sure = 0.8 * (2 * mask - 1)
+    monkeypatch.setattr(LiteNetwork, "decode", lambda _, readout, *more: quite_sure.expand(len(readout), -1, -1, -1))
+    options = {"precision": "fp32", "short_side": None, "crop_decoding": False}
+    track = MemoryPropagator(network, **options, guide=Guide()).propagate(clip_with_cut, mask, [0])
+    assert not track.probs[3:6].any() and (track.confidence[3:6] == 0).all()
+    assert (track.probs[6:, :, 12:28, 20:44] > 0.5).all() and (track.confidence[6:] > 0.3).all()
+    assert any("gone or lost in frames 3-5" in note for note in track.notes)
+    alone = MemoryPropagator(network, **options).propagate(clip_with_cut, mask, [0])
+    assert (alone.probs[3:6, :, 12:28, 20:44] > 0.5).all()
 
 
 def test_crops_are_decoded_around_the_hint_too(network):
