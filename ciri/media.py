@@ -7,8 +7,9 @@ kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1], masks 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -219,6 +220,34 @@ def check_output(path: str | Path) -> None:
         raise MediaError(f"{path} is a file; expected the name of a video or of a folder.")
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_dir():
         raise MediaError(f"{path} is a folder, but its name is a video's.")
+
+
+def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+    """Refuse outputs that would take the place of an input, or of one another.
+
+    Args:
+        outputs, inputs: path of each argument, by the name that the message calls it.
+
+    Raises:
+        MediaError: two of them are one file or folder, or an input is an image in a folder that is written to.
+    """
+    for name, output in outputs.items():
+        for other, path in inputs.items():
+            inside = path.suffix.lower() in IMAGE_SUFFIXES and _same(output, path.parent)
+            if inside or _same(output, path):
+                where = "lies in the folder" if inside else "is the file or folder"
+                raise MediaError(
+                    f"{other} ({path}) {where} that {name} ({output}) would write to, which would destroy it; "
+                    f"give {name} another name."
+                )
+    for (name, output), (other, path) in itertools.combinations(outputs.items(), 2):
+        if _same(output, path):
+            raise MediaError(f"{name} and {other} both write to {output}; give each a name of its own.")
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one place, by whatever links and spellings."""
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
 def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> list[str]:

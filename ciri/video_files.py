@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -86,6 +87,22 @@ def write_video(
     return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even, fps))
 
 
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a hidden file beside the target, which takes its place once it is whole.
+
+    What was there before, be it an earlier result or the very video that is read, outlives a failure that way.
+    """
+    # a link keeps leading to where it led
+    target = path.resolve()
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _even(image: np.ndarray) -> np.ndarray:
     image = np.stack([image] * 3, -1) if image.ndim == 2 else image
     return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
@@ -135,7 +152,8 @@ def _write_av(
     try:
         with ExitStack() as stack:
             options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
-            container = stack.enter_context(av.open(str(path), "w", options=options))
+            part = stack.enter_context(_replacing(path))
+            container = stack.enter_context(av.open(str(part), "w", options=options))
             stream: Any = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
             stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
             if matrix is not None:
@@ -223,10 +241,15 @@ def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndar
 def _write_opencv(path: Path, images: Iterator[np.ndarray], fps: Fraction) -> list[str]:
     first = next(images)
     codec = _OPENCV_CODECS[path.suffix.lower()]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
-    if not writer.isOpened():
-        raise MediaError(f"{path} cannot be written with OpenCV; install PyAV (pip install av) or write to a folder.")
-    for image in itertools.chain([first], images):
-        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    writer.release()
+    with _replacing(path) as part:
+        writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
+        try:
+            if not writer.isOpened():
+                raise MediaError(
+                    f"{path} cannot be written with OpenCV; install PyAV (pip install av) or write to a folder."
+                )
+            for image in itertools.chain([first], images):
+                writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        finally:
+            writer.release()
     return [f"{path.name} was written without PyAV: no sound, and a coarser codec ({codec})."]

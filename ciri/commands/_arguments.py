@@ -82,6 +82,30 @@ def choose_device(name: str) -> Any:
     return device
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, or would take the place of an input, before any work is done.
+
+    Raises:
+        MediaError: see :func:`ciri.media.check_output` and :func:`ciri.media.check_apart`.
+    """
+    from ciri import media
+
+    given = {name: path for name, path in vars(args).items() if isinstance(path, Path)}
+    outputs = {_flag(name): given[name] for name in ("output", "save_masks", "overlay") if name in given}
+    inputs = {_flag(name): given[name] for name in ("input", "masks") if name in given}
+    for name in ("mask", "keep"):
+        for number, path in enumerate(getattr(args, name) or ()):
+            inputs[_flag(name) + (f" {number + 1}" if number else "")] = path
+    for path in outputs.values():
+        media.check_output(path)
+    media.check_apart(outputs, inputs)
+
+
+def _flag(name: str) -> str:
+    """The argument as it is typed."""
+    return "INPUT" if name == "input" else "--" + name.replace("_", "-")
+
+
 def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str]]:
     """Return the painted masks (K, H, W), the frame of the clip each belongs to, and notes.
 

@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from ciri import media
     from ciri.pipeline import propagate
 
-    for output in filter(None, (args.output, args.overlay)):
-        media.check_output(output)
+    shared.check_outputs(args)
     device = shared.choose_device(args.device)
     propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
     clip = media.read_clip(args.input, start=args.start, count=args.frames)

@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> None:
         raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
     if args.bridge and not args.masks:
         raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
-    for output in filter(None, (args.output, args.save_masks, args.overlay)):
-        media.check_output(output)
+    shared.check_outputs(args)
     device = shared.choose_device(args.device)
     backbone = shared.built(backbones, args.backbone, args.backbone_weights, device)
     refinement: dict[str, Any] = {}

@@ -178,6 +178,38 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(scene, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+def test_outputs_may_not_take_the_place_of_inputs_or_of_one_another(tmp_path, capsys, monkeypatch):
+    """Refused by the paths alone: none of these files could be read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.mp4", "mask.png"):
+        (tmp_path / name).write_text("untouched")
+    for folder in ("frames", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("frames")
+    (tmp_path / "hard.mp4").hardlink_to("in.mp4")
+    (tmp_path / "masks" / "0.png").write_text("untouched")
+    mask = ["--mask", "mask.png"]
+    calls = [
+        ["remove", "in.mp4", *mask, "-o", "in.mp4"],
+        ["remove", "in.mp4", *mask, "-o", tmp_path / "frames" / ".." / "in.mp4"],
+        ["remove", "in.mp4", *mask, "-o", "hard.mp4"],
+        ["remove", "frames", *mask, "-o", "link"],
+        ["remove", "frames", "--masks", "masks", "-o", "masks"],
+        ["remove", "frames", *mask, "-o", "out", "--save-masks", "out"],
+        ["remove", "frames", *mask, "-o", "out", "--overlay", "./out"],
+        ["remove", "frames", *mask, "-o", "out", "--save-masks", "frames"],
+        ["remove", "frames", *mask, "--keep", "masks/0.png", "-o", "masks"],
+        ["propagate", "in.mp4", *mask, "-o", "out", "--overlay", "in.mp4"],
+        ["propagate", "frames", "--mask", "masks/0.png", "-o", "masks"],
+        ["propagate", "frames", *mask, "-o", "out", "--overlay", "out"],
+    ]
+    for arguments in calls:
+        code, said = run(capsys, *arguments)
+        assert code == 2 and ("would destroy it" in said or "a name of its own" in said), (arguments, said)
+    assert (tmp_path / "in.mp4").read_text() == (tmp_path / "masks" / "0.png").read_text() == "untouched"
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "frames").iterdir())
+
+
 def test_as_a_program_it_prints_no_traceback(tmp_path):
     command = [sys.executable, "-m", "ciri", "remove", "nowhere.mp4", "--mask", "m.png", "-o", str(tmp_path / "o")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -211,6 +211,41 @@ def test_without_pyav_opencv_reads_and_writes(tmp_path, video, monkeypatch):
         media.read_clip(tmp_path / "text.mp4")
 
 
+def test_a_video_may_take_the_place_of_its_source(tmp_path):
+    # 6 MB of sound, more than is read at once
+    noise = np.random.default_rng(0).integers(-9999, 9999, 400 * 8000, np.int16)
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 400, sound=noise, sound_codec="flac", rate=1)
+    clip = media.read_clip(source)
+    assert media.write_clip(source, clip.frames, clip) == []
+    assert len(media.read_clip(source).frames) == 400
+    assert pitch(source)[1] == pytest.approx(400, abs=1)
+    assert [file.name for file in tmp_path.iterdir()] == ["loud.mkv"]
+
+
+@pytest.mark.parametrize("pyav", [True, False])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, video, monkeypatch, failure, pyav):
+    before = video.read_bytes()
+
+    def images():
+        # more than encoders look ahead, so that some of it is in the file
+        yield from [np.zeros((48, 64, 3), np.uint8)] * 80
+        raise failure
+
+    if not pyav:
+        monkeypatch.setattr(video_files, "av", None)
+    with pytest.raises(failure):
+        video_files.write_video(video, images(), Fraction(24))
+    assert video.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [video.name]
+
+
+def test_a_video_is_written_where_a_link_leads(tmp_path, video):
+    (tmp_path / "link.mp4").symlink_to(video)
+    media.write_clip(tmp_path / "link.mp4", smooth_clip(3))
+    assert (tmp_path / "link.mp4").is_symlink() and len(media.read_clip(video).frames) == 3
+
+
 # ---------------------------------------------------------------------------------------------- masks
 
 
