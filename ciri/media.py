@@ -270,7 +270,7 @@ def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> li
         if path.suffix.lower() in VIDEO_SUFFIXES:
             path.parent.mkdir(parents=True, exist_ok=True)
             rate = like.video.fps if like.video else Fraction(like.fps).limit_denominator(1001)
-            return write_video(path, _to_images(frames), rate, like.video, like.start)
+            return write_video(path, lambda: _to_images(frames), rate, like.video, like.start)
         path.mkdir(parents=True, exist_ok=True)
         names = like.names or [f"{like.start + index:05d}" for index in range(len(frames))]
         for name, image in zip(names, _to_images(frames), strict=True):

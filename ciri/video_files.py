@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 
 from ciri.errors import MediaError
+from ciri.video_sound import CopiedSound, EncodedSound, has_sound
 
 try:
     import av
@@ -28,6 +30,9 @@ VIDEO_SUFFIXES = tuple(_OPENCV_CODECS)
 
 #: Constant rate factor: visually close to lossless, so that what was not touched stays what it was.
 _QUALITY = {"libx264": {"crf": "16", "preset": "medium"}, "libvpx-vp9": {"crf": "20", "b": "0", "cpu-used": "2"}}
+
+#: Gives the images of a video, uint8 (H, W, 3 | nothing); again and again, as a second try may be needed.
+Images = Callable[[], Iterator[np.ndarray]]
 
 _UNSPECIFIED = 2  # FFmpeg's number for "the file does not say"
 
@@ -58,13 +63,13 @@ def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarr
 
 
 def write_video(
-    path: Path, images: Iterator[np.ndarray], fps: Fraction, source: VideoFacts | None = None, start: int = 0
+    path: Path, images: Images, fps: Fraction, source: VideoFacts | None = None, start: int = 0
 ) -> list[str]:
     """Write a video; sides are made even by repeating the last row or column.
 
     Args:
         path: the suffix chooses the container.
-        images: uint8 (H, W, 3) RGB or (H, W) grey, at least one.
+        images: gives uint8 (H, W, 3) RGB or (H, W) grey, at least one; called again where the sound needs another try.
         fps: frames per second.
         source: the video whose colour space and sound are kept.
         start: number that the first image has in the source.
@@ -75,16 +80,18 @@ def write_video(
     Raises:
         MediaError: it cannot be encoded.
     """
-    first = next(images)
-    height, width = first.shape[:2]
-    even = itertools.chain([_even(first)], map(_even, images))
+    height, width = next(images()).shape[:2]
     notes = []
     if height % 2 or width % 2:
         notes.append(
             f"{path.name} is {width + width % 2}x{height + height % 2}: video codecs take even sizes only, so the "
             "last row or column was repeated. Write to a folder to keep the size."
         )
-    return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even, fps))
+
+    def even() -> Iterator[np.ndarray]:
+        return map(_even, images())
+
+    return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even(), fps))
 
 
 @contextmanager
@@ -139,38 +146,69 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
     return images, VideoFacts(path, Fraction(fps), colour)
 
 
-def _write_av(
-    path: Path, images: Iterator[np.ndarray], fps: Fraction, source: VideoFacts | None, start: int
+def _write_av(path: Path, images: Images, fps: Fraction, source: VideoFacts | None, start: int) -> list[str]:
+    """Write with the sound as it is, else encoded anew, else without: a finished picture is never lost for it.
+
+    Whether a file takes a sound is known only once it is closed, so every failure is put down to the sound first.
+    """
+    tries = (CopiedSound, EncodedSound, None) if source and has_sound(source.path) else (None,)
+    refused: list[str] = []
+    for sound_type in tries:
+        try:
+            notes = _encode(path, images(), fps, source, start, sound_type)
+            break
+        except (av.error.FFmpegError, ValueError) as error:
+            refused.append(getattr(error, "strerror", None) or str(error))
+            if sound_type is None or getattr(error, "errno", None) == errno.ENOSPC:
+                raise MediaError(f"{path} cannot be encoded: {refused[-1]}.") from None
+    if len(refused) == 2:
+        notes.append(f"The sound was left out: {path.name} takes it neither as it is nor encoded anew ({refused[1]}).")
+    return notes
+
+
+def _encode(
+    path: Path,
+    images: Iterator[np.ndarray],
+    fps: Fraction,
+    source: VideoFacts | None,
+    start: int,
+    sound_type: type[CopiedSound] | None,
 ) -> list[str]:
+    """Write the file once, with the sound in one form or without."""
     first = next(images)
+    colour = source.colour if source else VideoFacts.colour
+    with ExitStack() as stack:
+        options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
+        part = stack.enter_context(_replacing(path))
+        container = stack.enter_context(av.open(str(part), "w", options=options))
+        stream = _picture_stream(container, path, first, fps, colour)
+        sound = None
+        if source and sound_type:
+            heard = stack.enter_context(av.open(str(source.path)))
+            sound = sound_type(container, heard, Fraction(start) / source.fps)
+        for index, image in enumerate(itertools.chain([first], images)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=_matrix(colour[0]), interpolation=_exact())
+            frame.pts, frame.time_base = index, 1 / fps
+            container.mux(stream.encode(frame))
+            if sound:
+                sound.write_until((index + 1) / fps)
+        container.mux(stream.encode())
+        if sound:
+            sound.finish()
+    return [sound.note] if sound and sound.note else []
+
+
+def _picture_stream(container: Any, path: Path, first: np.ndarray, fps: Fraction, colour: tuple[int, int, int]) -> Any:
     codec = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+    stream: Any = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
+    stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
     # What the source does not say stays unsaid: both conversions then use the same matrix, and a player that
     # guesses guesses alike for both.
-    colour = source.colour if source else VideoFacts.colour
-    matrix = _matrix(colour[0])
-    notes: list[str] = []
-    try:
-        with ExitStack() as stack:
-            options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
-            part = stack.enter_context(_replacing(path))
-            container = stack.enter_context(av.open(str(part), "w", options=options))
-            stream: Any = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
-            stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
-            if matrix is not None:
-                context = stream.codec_context
-                context.colorspace, context.color_primaries, context.color_trc = colour
-            sound = _Sound.of(container, source, start, notes, stack)
-            for index, image in enumerate(itertools.chain([first], images)):
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, interpolation=_exact())
-                frame.pts, frame.time_base = index, 1 / fps
-                container.mux(stream.encode(frame))
-                if sound:
-                    sound.copy_until((index + 1) / fps)
-            container.mux(stream.encode())
-    except (av.error.FFmpegError, ValueError) as error:
-        raise MediaError(f"{path} cannot be encoded: {getattr(error, 'strerror', None) or error}.") from None
-    return notes
+    if _matrix(colour[0]) is not None:
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = colour
+    return stream
 
 
 def _matrix(number: int) -> Any:
@@ -178,45 +216,6 @@ def _matrix(number: int) -> Any:
     if number == 6:  # SMPTE 170M is BT.601 under another number
         return Colorspace.ITU601
     return Colorspace(number) if number in {int(known) for known in Colorspace} else None
-
-
-class _Sound:
-    """Copies the sound of the source, packet by packet, between the frames of the new video."""
-
-    def __init__(self, container: Any, source: Any, stream: Any, offset: Fraction):
-        self.container, self.offset = container, offset
-        self.stream = container.add_stream_from_template(stream)
-        self.packets = (packet for packet in source.demux(stream) if packet.pts is not None)
-        self.waiting = next(self.packets, None)
-
-    @classmethod
-    def of(
-        cls, container: Any, facts: VideoFacts | None, start: int, notes: list[str], stack: ExitStack
-    ) -> _Sound | None:
-        """The sound of a video from its frame ``start`` on; None, and a note, where it cannot be kept."""
-        if facts is None or not facts.path.is_file():
-            return None
-        source = stack.enter_context(av.open(str(facts.path)))
-        if not source.streams.audio:
-            return None
-        stream = source.streams.audio[0]
-        if stream.codec_context.name not in container.supported_codecs:
-            notes.append(
-                f"The sound was left out: a {container.format.name} file cannot hold {stream.codec_context.name}."
-            )
-            return None
-        return cls(container, source, stream, Fraction(start) / facts.fps)
-
-    def copy_until(self, seconds: Fraction) -> None:
-        """Copy what is heard before this moment of the new video."""
-        while self.waiting is not None and self.waiting.pts * self.waiting.time_base - self.offset < seconds:
-            packet = self.waiting
-            shift = int(self.offset / packet.time_base)
-            if packet.pts >= shift:
-                packet.pts, packet.dts = packet.pts - shift, (packet.dts or packet.pts) - shift
-                packet.stream = self.stream
-                self.container.mux(packet)
-            self.waiting = next(self.packets, None)
 
 
 # --------------------------------------------------------------------------------------------- OpenCV

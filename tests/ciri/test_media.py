@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri import media, video_files
+from ciri import media, video_files, video_sound
 from ciri.errors import MediaError
 
 
@@ -112,22 +112,24 @@ def test_masks_are_written_as_grey_video(tmp_path):
 
 
 def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24):
-    """A video of one colour per frame by PyAV alone; tag: colour matrix; sound: int16 samples at 8 kHz."""
+    """A video of one colour per frame by PyAV alone; tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
         if tag:
             stream.codec_context.colorspace = tag
         if sound is not None:
-            voice = container.add_stream(sound_codec, rate=8000, layout="mono")
+            voice = container.add_stream(sound_codec, rate=8000, layout="mono" if sound.ndim == 1 else "stereo")
         for colour in rgb:
             frame = av.VideoFrame.from_ndarray(np.broadcast_to(np.uint8(colour), (16, 32, 3)).copy(), format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=tag)))
         container.mux(stream.encode())
         if sound is not None:
-            block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
-            block.sample_rate, block.pts, block.time_base = 8000, 0, Fraction(1, 8000)
-            container.mux(voice.encode(block))
+            for start in range(0, sound.shape[-1], 800):
+                samples = np.ascontiguousarray(sound[..., start : start + 800].reshape(-1, 800))
+                block = av.AudioFrame.from_ndarray(samples, format="s16p", layout=voice.layout)
+                block.sample_rate, block.pts, block.time_base = 8000, start, Fraction(1, 8000)
+                container.mux(voice.encode(block))
             container.mux(voice.encode())
     return path
 
@@ -190,12 +192,51 @@ def test_sound_is_kept_from_the_first_frame_that_was_read(tmp_path):
     assert frequency == pytest.approx(400, abs=20) and length == pytest.approx(1, abs=0.2)
 
 
-def test_sound_that_the_container_cannot_hold_is_left_out_with_a_note(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "codec", "result"),
+    [
+        ("loud.mkv", "aac", "out.webm"),  # refused as soon as it is asked for
+        ("loud.mkv", "flac", "out.mov"),  # when the header is written
+        ("loud.mkv", "libopus", "out.mov"),
+        ("loud.ts", "aac", "out.avi"),  # at its first packet
+        ("loud.avi", "pcm_s16le", "out.mp4"),  # when the file is closed
+    ],
+)
+def test_sound_that_the_container_cannot_hold_is_encoded_anew_with_a_note(tmp_path, source, codec, result):
+    stereo = np.stack([two_tones()] * 2)
+    source = encode(tmp_path / source, [(90, 90, 90)] * 48, sound=stereo, sound_codec=codec)
+    second_half = media.read_clip(source, start=24)
+    notes = media.write_clip(tmp_path / result, second_half.frames, second_half)
+    assert len(notes) == 1 and "encoded anew" in notes[0] and codec.removeprefix("lib") in notes[0]
+    assert len(media.read_clip(tmp_path / result).frames) == 24
+    frequency, length = pitch(tmp_path / result)
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_sound_that_cannot_even_be_encoded_anew_is_left_out_with_a_note(tmp_path, monkeypatch):
     source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1))
     clip = media.read_clip(source)
+
+    def refuse(*_):
+        raise ValueError("no such encoder")
+
+    monkeypatch.setattr(video_sound.EncodedSound, "_add_stream", refuse)
     notes = media.write_clip(tmp_path / "out.webm", clip.frames, clip)
-    assert len(notes) == 1 and "sound" in notes[0] and "aac" in notes[0]
+    assert len(notes) == 1 and "sound was left out" in notes[0] and "no such encoder" in notes[0]
     assert len(media.read_clip(tmp_path / "out.webm").frames) == 24
+
+
+def test_what_is_wrong_with_the_picture_is_not_put_down_to_the_sound(tmp_path, monkeypatch):
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1))
+    clip = media.read_clip(source)
+
+    def refuse(*_):
+        raise ValueError("no such picture")
+
+    monkeypatch.setattr(video_files, "_picture_stream", refuse)
+    with pytest.raises(MediaError, match="cannot be encoded: no such picture"):
+        media.write_clip(tmp_path / "out.mp4", clip.frames, clip)
+    assert [file.name for file in tmp_path.iterdir()] == ["loud.mkv"]
 
 
 def test_without_pyav_opencv_reads_and_writes(tmp_path, video, monkeypatch):
@@ -235,7 +276,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, video, monkeypatch, 
     if not pyav:
         monkeypatch.setattr(video_files, "av", None)
     with pytest.raises(failure):
-        video_files.write_video(video, images(), Fraction(24))
+        video_files.write_video(video, images, Fraction(24))
     assert video.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [video.name]
 
