@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -270,7 +270,11 @@ def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> li
         if path.suffix.lower() in VIDEO_SUFFIXES:
             path.parent.mkdir(parents=True, exist_ok=True)
             rate = like.video.fps if like.video else Fraction(like.fps).limit_denominator(1001)
-            return write_video(path, lambda: _to_images(frames), rate, like.video, like.start)
+            video = like.video
+            if video and len(video.times) != len(frames):
+                # not the frames that were read: what is known is where they begin
+                video = replace(video, times=video.times[:1])
+            return write_video(path, lambda: _to_images(frames), rate, video, like.start)
         path.mkdir(parents=True, exist_ok=True)
         names = like.names or [f"{like.start + index:05d}" for index in range(len(frames))]
         for name, image in zip(names, _to_images(frames), strict=True):

@@ -34,6 +34,11 @@ _QUALITY = {"libx264": {"crf": "16", "preset": "medium"}, "libvpx-vp9": {"crf": 
 #: Gives the images of a video, uint8 (H, W, 3 | nothing); again and again, as a second try may be needed.
 Images = Callable[[], Iterator[np.ndarray]]
 
+#: Of a frame, how far its time may be off before frames count as not equally long.
+_REGULAR = 0.25
+#: Unit of times that are not multiples of one frame: the clock of MPEG.
+_TICK = Fraction(1, 90000)
+
 _UNSPECIFIED = 2  # FFmpeg's number for "the file does not say"
 
 
@@ -45,11 +50,14 @@ class VideoFacts:
         path: the file, whose sound is copied.
         fps: frames per second.
         colour: FFmpeg's numbers for matrix, primaries and transfer.
+        times: when each frame that was read is shown, in seconds on the file's own clock, which need not begin at 0;
+            empty where the file does not say.
     """
 
     path: Path
     fps: Fraction
     colour: tuple[int, int, int] = (_UNSPECIFIED, _UNSPECIFIED, _UNSPECIFIED)
+    times: tuple[Fraction, ...] = ()
 
 
 def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts]:
@@ -71,8 +79,8 @@ def write_video(
         path: the suffix chooses the container.
         images: gives uint8 (H, W, 3) RGB or (H, W) grey, at least one; called again where the sound needs another try.
         fps: frames per second.
-        source: the video whose colour space and sound are kept.
-        start: number that the first image has in the source.
+        source: the video whose colour space, frame times and sound are kept.
+        start: number that the first image has in the source; counts only where the source has no times.
 
     Returns:
         Notes: what had to be changed.
@@ -127,6 +135,7 @@ def _exact() -> Any:
 
 def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
     images: list[np.ndarray] = []
+    times: list[Fraction | None] = []
     colour = VideoFacts.colour
     try:
         with av.open(str(path)) as container:
@@ -137,13 +146,19 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
             for frame in itertools.islice(container.decode(stream), start, stop):
                 if not images:
                     colour = (int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc))
+                times.append(_shown_at(frame))
                 image = frame.to_ndarray(format="rgb24", interpolation=_exact())
                 # phones store upright video lying on its side
                 images.append(np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))))
             fps = stream.average_rate or stream.guessed_rate or Fraction(24)
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
-    return images, VideoFacts(path, Fraction(fps), colour)
+    known = tuple(time for time in times if time is not None)
+    return images, VideoFacts(path, Fraction(fps), colour, known if len(known) == len(images) else ())
+
+
+def _shown_at(frame: Any) -> Fraction | None:
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _write_av(path: Path, images: Images, fps: Fraction, source: VideoFacts | None, start: int) -> list[str]:
@@ -177,26 +192,49 @@ def _encode(
     """Write the file once, with the sound in one form or without."""
     first = next(images)
     colour = source.colour if source else VideoFacts.colour
+    moments, fps, notes = _timing(path, source, fps)
     with ExitStack() as stack:
         options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
         part = stack.enter_context(_replacing(path))
         container = stack.enter_context(av.open(str(part), "w", options=options))
         stream = _picture_stream(container, path, first, fps, colour)
+        if moments:
+            stream.codec_context.time_base = _TICK
         sound = None
         if source and sound_type:
             heard = stack.enter_context(av.open(str(source.path)))
-            sound = sound_type(container, heard, Fraction(start) / source.fps)
+            sound = sound_type(container, heard, source.times[0] if source.times else start / source.fps)
         for index, image in enumerate(itertools.chain([first], images)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=_matrix(colour[0]), interpolation=_exact())
-            frame.pts, frame.time_base = index, 1 / fps
+            moment = moments[index] if moments else index / fps
+            frame.time_base = _TICK if moments else 1 / fps
+            frame.pts = round(moment / frame.time_base)
             container.mux(stream.encode(frame))
             if sound:
-                sound.write_until((index + 1) / fps)
+                sound.write_until(moment + 1 / fps)
         container.mux(stream.encode())
         if sound:
             sound.finish()
-    return [sound.note] if sound and sound.note else []
+    return notes + ([sound.note] if sound and sound.note else [])
+
+
+def _timing(path: Path, source: VideoFacts | None, fps: Fraction) -> tuple[list[Fraction], Fraction, list[str]]:
+    """When each image is shown, the average rate, and notes; no moments where one follows the other at that rate."""
+    if source is None or len(source.times) < 2:
+        return [], fps, []
+    moments = [time - source.times[0] for time in source.times]
+    if any(later <= earlier for earlier, later in itertools.pairwise(moments)):
+        return [], fps, []
+    average = ((len(moments) - 1) / moments[-1]).limit_denominator(1001)
+    for rate in (fps, average):
+        # containers round times, some of them to milliseconds
+        if all(abs(moment * rate - index) < _REGULAR for index, moment in enumerate(moments)):
+            return [], rate, []
+    if path.suffix.lower() != ".avi":
+        return moments, average, []
+    note = f"{path.name} shows all frames equally long, as AVI files do; in {source.path.name} they are not."
+    return [], average, [note]
 
 
 def _picture_stream(container: Any, path: Path, first: np.ndarray, fps: Fraction, colour: tuple[int, int, int]) -> Any:

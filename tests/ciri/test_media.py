@@ -111,8 +111,11 @@ def test_masks_are_written_as_grey_video(tmp_path):
     assert again.shape == mask.shape and torch.equal((again > 0.5).float(), mask)
 
 
-def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24):
-    """A video of one colour per frame by PyAV alone; tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz."""
+def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None):
+    """A video of one colour per frame by PyAV alone.
+
+    tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz; shown: seconds of each frame, the first also the sound's.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
@@ -120,15 +123,21 @@ def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24):
             stream.codec_context.colorspace = tag
         if sound is not None:
             voice = container.add_stream(sound_codec, rate=8000, layout="mono" if sound.ndim == 1 else "stereo")
-        for colour in rgb:
+        if shown:
+            stream.codec_context.time_base = Fraction(1, 90000)
+        for index, colour in enumerate(rgb):
             frame = av.VideoFrame.from_ndarray(np.broadcast_to(np.uint8(colour), (16, 32, 3)).copy(), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=tag)))
+            frame = frame.reformat(format="yuv420p", dst_colorspace=tag)
+            if shown:
+                frame.pts, frame.time_base = round(shown[index] * 90000), Fraction(1, 90000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if sound is not None:
             for start in range(0, sound.shape[-1], 800):
                 samples = np.ascontiguousarray(sound[..., start : start + 800].reshape(-1, 800))
                 block = av.AudioFrame.from_ndarray(samples, format="s16p", layout=voice.layout)
-                block.sample_rate, block.pts, block.time_base = 8000, start, Fraction(1, 8000)
+                block.sample_rate, block.time_base = 8000, Fraction(1, 8000)
+                block.pts = start + (round(shown[0] * 8000) if shown else 0)
                 container.mux(voice.encode(block))
             container.mux(voice.encode())
     return path
@@ -190,6 +199,58 @@ def test_sound_is_kept_from_the_first_frame_that_was_read(tmp_path):
     media.write_clip(tmp_path / "first.mp4", first_half.frames, first_half)
     frequency, length = pitch(tmp_path / "first.mp4")
     assert frequency == pytest.approx(400, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def times(path):
+    """When each frame of a file is shown, in seconds."""
+    with av.open(str(path)) as container:
+        return [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+
+
+def test_sound_is_found_where_the_clock_of_a_file_does_not_begin_at_0(tmp_path):
+    late = [10 + index / 24 for index in range(48)]
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 48, sound=two_tones(), shown=late)
+    assert times(source)[0] == 10
+    for start, expected in ((0, 400), (24, 1000)):
+        clip = media.read_clip(source, start=start, count=24)
+        assert media.write_clip(tmp_path / "out.mp4", clip.frames, clip) == []
+        assert times(tmp_path / "out.mp4")[0] == 0
+        frequency, length = pitch(tmp_path / "out.mp4")
+        assert frequency == pytest.approx(expected, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+#: 12 frames in the first second, 24 in the next.
+UNEVEN = [index / 12 for index in range(12)] + [1 + index / 24 for index in range(24)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_frames_of_different_length_keep_their_times_and_the_sound_its_place(tmp_path, suffix):
+    source = encode(tmp_path / "phone.mp4", [(90, 90, 90)] * 36, sound=two_tones(), shown=UNEVEN)
+    assert times(source) == pytest.approx(UNEVEN, abs=2e-3)
+    clip = media.read_clip(source)
+    media.write_clip(tmp_path / f"out{suffix}", clip.frames, clip)
+    assert times(tmp_path / f"out{suffix}") == pytest.approx(UNEVEN, abs=2e-3)
+    second = media.read_clip(source, start=12)
+    media.write_clip(tmp_path / f"half{suffix}", second.frames, second)
+    frequency, length = pitch(tmp_path / f"half{suffix}")
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_avi_cannot_keep_the_times_and_says_so(tmp_path):
+    source = encode(tmp_path / "phone.mp4", [(90, 90, 90)] * 36, shown=UNEVEN)
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / "out.avi", clip.frames, clip)
+    assert len(notes) == 1 and "equally long" in notes[0]
+    with av.open(str(tmp_path / "out.avi")) as container:
+        assert container.duration / av.time_base == pytest.approx(2, abs=0.1)
+
+
+def test_times_that_a_container_rounded_are_written_evenly(tmp_path):
+    source = encode(tmp_path / "even.mkv", [(90, 90, 90)] * 48)  # milliseconds: 0, 42, 83, 125, ...
+    clip = media.read_clip(source)
+    media.write_clip(tmp_path / "out.mp4", clip.frames, clip)
+    assert times(tmp_path / "out.mp4") == pytest.approx([index / 24 for index in range(48)], abs=1e-6)
+    assert media.read_clip(tmp_path / "out.mp4").fps == 24
 
 
 @pytest.mark.parametrize(
