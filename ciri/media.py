@@ -24,8 +24,8 @@ from ciri.video_files import VIDEO_SUFFIXES, VideoFacts, read_video, write_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-#: A greyscale mask whose brightest pixel is darker than this holds label numbers, not grey levels.
-_DARKEST_WHITE = 128
+#: A greyscale mask whose brightest pixel is darker than this share of white holds label numbers, not grey levels.
+_DARKEST_WHITE = 0.5
 
 
 @dataclass
@@ -109,8 +109,8 @@ def _read_folder(folder: Path, start: int, count: int | None) -> Clip:
     return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start)
 
 
-def _decode(file: Path) -> np.ndarray:
-    """Any image as OpenCV decodes it, at 8 bits: (H, W) or (H, W, 3 | 4), BGR."""
+def _decode(file: Path, *, deep: bool = False) -> np.ndarray:
+    """Any image as OpenCV decodes it, at 8 bits, or its own 16 if ``deep``: (H, W) or (H, W, 3 | 4), BGR."""
     # not cv2.imread: it writes warnings to the terminal, and does not take every file name on Windows
     try:
         data = np.fromfile(file, np.uint8)
@@ -124,9 +124,9 @@ def _decode(file: Path) -> np.ndarray:
         raise MediaError(
             f"{file} is no image that can be read; it may be damaged or of another kind than its name says."
         )
-    if image.dtype == np.uint16:
+    if image.dtype == np.uint16 and not deep:
         image = (image / 257 + 0.5).astype(np.uint8)
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, np.uint16):
         raise MediaError(f"{file} holds {image.dtype} values; expected an image of 8 or 16 bits.")
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
@@ -155,20 +155,33 @@ def _size(image: np.ndarray) -> str:
 def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
     """Read one mask, float32 (H, W) in [0, 1], and notes on how it was understood.
 
-    Transparent is the target where an image has transparent pixels (so ComfyUI's mask editor saves it). Otherwise
-    white is: grey levels are kept, label numbers (all values small) and coloured annotations count as 1 where they are
-    not black.
+    Transparent is the target where an image has transparent pixels (so ComfyUI's mask editor saves it), unless nothing
+    but white is opaque: then that is. In an image without transparent pixels white is: grey levels are kept, label
+    numbers (all values small) and coloured annotations count as 1 where they are not black.
 
     Raises:
         MediaError: no readable image.
     """
     file = Path(file)
+    image = _decode_mask(file)
+    return _understood(file, image, _alpha_is_target(image))
+
+
+def _decode_mask(file: Path) -> np.ndarray:
     if not file.is_file():
         raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
-    image = _decode(file)
+    return _decode(file, deep=True)
+
+
+def _understood(file: Path, image: np.ndarray, alpha_is_target: bool) -> tuple[Tensor, list[str]]:
+    """A decoded image as a mask, and notes: see :func:`read_mask`."""
+    white = np.iinfo(image.dtype).max
     if image.ndim == 3 and image.shape[2] == 4:
-        if image[..., 3].min() < 255:
-            return torch.from_numpy(1 - image[..., 3].astype(np.float32) / 255), []
+        if image[..., 3].min() < white:
+            alpha = torch.from_numpy(image[..., 3].astype(np.float32) / white)
+            if not alpha_is_target:
+                return 1 - alpha, []
+            return alpha, [f"{file.name} shows nothing but white where it is opaque: that was taken as the object."]
         image = image[..., :3]
     if image.ndim == 3:
         if (image == image[..., :1]).all():
@@ -177,10 +190,18 @@ def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
             note = f"{file.name} is in colour: everything that is not black was taken as the object."
             return torch.from_numpy(image.any(2).astype(np.float32)), [note]
     brightest = int(image.max())
-    if 0 < brightest < _DARKEST_WHITE:
+    if 0 < brightest < _DARKEST_WHITE * white:
         note = f"{file.name} holds values from 0 to {brightest}: everything above 0 was taken as the object."
         return torch.from_numpy((image > 0).astype(np.float32)), [note]
-    return torch.from_numpy(image.astype(np.float32) / 255), []
+    return torch.from_numpy(image.astype(np.float32) / white), []
+
+
+def _alpha_is_target(image: np.ndarray) -> bool:
+    """Whether an image is a white shape on a transparent ground; under a painted hole the picture itself is kept."""
+    if image.ndim == 2 or image.shape[2] < 4:
+        return False
+    opaque = image[image[..., 3] > np.iinfo(image.dtype).max // 2]
+    return 0 < len(opaque) < image[..., 0].size and bool((opaque[:, :3] == np.iinfo(image.dtype).max).all())
 
 
 def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) -> tuple[Tensor, list[str]]:
@@ -195,7 +216,12 @@ def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) ->
     files = image_files(path)[start:][:count]
     if not files:
         raise MediaError(f"{path} holds no mask for frame {start}.")
-    masks, notes = zip(*[read_mask(file) for file in files], strict=True)
+    images = [_decode_mask(file) for file in files]
+    # a wholly transparent image tells nothing by itself; the others show what is meant
+    alpha_is_target = any(map(_alpha_is_target, images))
+    masks, notes = zip(
+        *[_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)], strict=True
+    )
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")

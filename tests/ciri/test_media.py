@@ -376,6 +376,33 @@ def test_mask_kinds(tmp_path):
     mask, notes = read(np.uint8(shape * 200))  # soft grey levels stay
     assert torch.equal(mask, target * (200 / 255)) and notes == []
     assert not read(np.zeros((8, 8), np.uint8))[0].any()
+    # painted in ComfyUI on a picture that is white nearly everywhere
+    mask, notes = read(np.dstack([np.uint8([254]) * np.ones((8, 8, 3), np.uint8), 255 * (1 - shape)]))
+    assert torch.equal(mask, target) and notes == []
+
+
+@pytest.mark.parametrize("white", [np.uint8(255), np.uint16(65535)])
+def test_white_on_a_transparent_ground_is_the_object(tmp_path, white):
+    shape = np.zeros((8, 8), white.dtype)
+    shape[2:5, 3:7] = 1
+    for number, image in enumerate([shape, 0 * shape]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.dstack([white * image] * 4))
+    mask, notes = media.read_mask(tmp_path / "0.png")
+    assert torch.equal(mask, torch.from_numpy(shape.astype(np.float32))) and "opaque" in notes[0]
+    # the object is gone: the second image is transparent everywhere
+    masks, notes = media.read_masks(tmp_path)
+    assert masks.sum((1, 2, 3)).tolist() == [12, 0] and len(notes) == 1
+
+
+@pytest.mark.parametrize("label", [1, 100, 1000])
+def test_labels_of_16_bits(tmp_path, label):
+    shape = np.zeros((8, 8), np.uint16)
+    shape[2:5, 3:7] = 1
+    cv2.imwrite(str(tmp_path / "labels.png"), label * shape)
+    mask, notes = media.read_mask(tmp_path / "labels.png")
+    assert torch.equal(mask, torch.from_numpy(shape.astype(np.float32))) and f"0 to {label}" in notes[0]
+    cv2.imwrite(str(tmp_path / "grey.png"), np.uint16(50000) * shape)
+    assert media.read_mask(tmp_path / "grey.png")[0].max() == pytest.approx(50000 / 65535)
 
 
 def test_masks_of_a_folder(tmp_path):
