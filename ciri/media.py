@@ -38,6 +38,7 @@ class Clip:
         names: file names without suffix where the frames were numbered images, else empty.
         start: number of the first frame that was read.
         video: facts of the video file that it came from, or None.
+        bits: of a colour in the source.
     """
 
     frames: Tensor
@@ -45,6 +46,7 @@ class Clip:
     names: list[str] = field(default_factory=list)
     start: int = 0
     video: VideoFacts | None = None
+    bits: int = 8
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -69,11 +71,12 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
     if not path.is_file():
         raise MediaError(f"{path} does not exist; expected a video file or a folder of numbered images.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Clip(_to_tensor([_read_colour(path)]), names=[path.stem])
+        image, bits = _read_colour(path)
+        return Clip(_to_tensor([image]), names=[path.stem], bits=bits)
     images, facts = read_video(path, start, count)
     if not images:
         raise MediaError(f"{path} has no frame {start}; it ends before.")
-    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts)
+    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts, bits=facts.bits)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -99,42 +102,51 @@ def _read_folder(folder: Path, start: int, count: int | None) -> Clip:
     chosen = files[start:][:count]
     if not chosen:
         raise MediaError(f"{folder} holds {len(files)} images; there is no frame {start}.")
-    images = [_read_colour(file) for file in chosen]
+    images, bits = zip(*map(_read_colour, chosen), strict=True)
     for file, image in zip(chosen, images, strict=True):
         if image.shape != images[0].shape:
             raise MediaError(
                 f"{file} is {_size(image)} but {chosen[0].name} is {_size(images[0])}; "
                 "all images of a clip must have one size."
             )
-    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start)
+    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start, bits=max(bits))
 
 
-def _decode(file: Path, *, deep: bool = False) -> np.ndarray:
-    """Any image as OpenCV decodes it, at 8 bits, or its own 16 if ``deep``: (H, W) or (H, W, 3 | 4), BGR."""
+#: Without alpha, and turned upright as the camera says; cv2.IMREAD_UNCHANGED does neither.
+_UPRIGHT = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+
+
+def _decode(file: Path, how: int = _UPRIGHT) -> np.ndarray:
+    """Any image as OpenCV decodes it, 8 or 16 bits: (H, W) or (H, W, 3 | 4), BGR."""
     # not cv2.imread: it writes warnings to the terminal, and does not take every file name on Windows
     try:
         data = np.fromfile(file, np.uint8)
     except OSError as error:
         raise MediaError(f"{file} cannot be read: {error.strerror}.") from None
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        image = cv2.imdecode(data, how) if data.size else None
     except cv2.error:
         image = None
     if image is None:
         raise MediaError(
             f"{file} is no image that can be read; it may be damaged or of another kind than its name says."
         )
-    if image.dtype == np.uint16 and not deep:
-        image = (image / 257 + 0.5).astype(np.uint8)
     if image.dtype not in (np.uint8, np.uint16):
         raise MediaError(f"{file} holds {image.dtype} values; expected an image of 8 or 16 bits.")
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _read_colour(file: Path) -> np.ndarray:
-    """An image as uint8 (H, W, 3), RGB; alpha is dropped."""
+def _has_alpha(image: np.ndarray) -> bool:
+    return image.ndim == 3 and image.shape[2] == 4
+
+
+def _read_colour(file: Path) -> tuple[np.ndarray, int]:
+    """An image as uint8 (H, W, 3), RGB, and the bits of a colour in the file; alpha is dropped."""
     image = _decode(file)
-    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., 2::-1])
+    bits = 8 * image.itemsize
+    if bits == 16:
+        image = (image / 257 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., 2::-1]), bits
 
 
 def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -170,13 +182,14 @@ def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
 def _decode_mask(file: Path) -> np.ndarray:
     if not file.is_file():
         raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
-    return _decode(file, deep=True)
+    image = _decode(file, cv2.IMREAD_UNCHANGED)
+    return image if _has_alpha(image) else _decode(file)
 
 
 def _understood(file: Path, image: np.ndarray, alpha_is_target: bool) -> tuple[Tensor, list[str]]:
     """A decoded image as a mask, and notes: see :func:`read_mask`."""
     white = np.iinfo(image.dtype).max
-    if image.ndim == 3 and image.shape[2] == 4:
+    if _has_alpha(image):
         if image[..., 3].min() < white:
             alpha = torch.from_numpy(image[..., 3].astype(np.float32) / white)
             if not alpha_is_target:
@@ -198,7 +211,7 @@ def _understood(file: Path, image: np.ndarray, alpha_is_target: bool) -> tuple[T
 
 def _alpha_is_target(image: np.ndarray) -> bool:
     """Whether an image is a white shape on a transparent ground; under a painted hole the picture itself is kept."""
-    if image.ndim == 2 or image.shape[2] < 4:
+    if not _has_alpha(image):
         return False
     opaque = image[image[..., 3] > np.iinfo(image.dtype).max // 2]
     return 0 < len(opaque) < image[..., 0].size and bool((opaque[:, :3] == np.iinfo(image.dtype).max).all())
@@ -292,6 +305,10 @@ def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> li
     """
     path, like = Path(path), like or Clip(frames)
     check_output(path)
+    notes = []
+    # of masks nothing is lost
+    if like.bits > 8 and frames.shape[1] == 3:
+        notes.append(f"{path.name} has 8 bits a colour; the clip that was read has {like.bits}.")
     try:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,14 +317,14 @@ def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> li
             if video and len(video.times) != len(frames):
                 # not the frames that were read: what is known is where they begin
                 video = replace(video, times=video.times[:1])
-            return write_video(path, lambda: _to_images(frames), rate, video, like.start)
+            return notes + write_video(path, lambda: _to_images(frames), rate, video, like.start)
         path.mkdir(parents=True, exist_ok=True)
         names = like.names or [f"{like.start + index:05d}" for index in range(len(frames))]
         for name, image in zip(names, _to_images(frames), strict=True):
             write_png(path / f"{name}.png", image)
     except OSError as error:
         raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return []
+    return notes
 
 
 def write_png(file: Path, image: np.ndarray) -> None:

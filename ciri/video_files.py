@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,16 @@ class VideoFacts:
         colour: FFmpeg's numbers for matrix, primaries and transfer.
         times: when each frame that was read is shown, in seconds on the file's own clock, which need not begin at 0;
             empty where the file does not say.
+        pixel_aspect: width of a pixel over its height, upright; 1 where the file does not say.
+        bits: of a colour; frames are read with 8.
     """
 
     path: Path
     fps: Fraction
     colour: tuple[int, int, int] = (_UNSPECIFIED, _UNSPECIFIED, _UNSPECIFIED)
     times: tuple[Fraction, ...] = ()
+    pixel_aspect: Fraction = Fraction(1)
+    bits: int = 8
 
 
 def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts]:
@@ -79,7 +83,7 @@ def write_video(
         path: the suffix chooses the container.
         images: gives uint8 (H, W, 3) RGB or (H, W) grey, at least one; called again where the sound needs another try.
         fps: frames per second.
-        source: the video whose colour space, frame times and sound are kept.
+        source: the video whose colour space, shape of pixels, frame times and sound are kept.
         start: number that the first image has in the source; counts only where the source has no times.
 
     Returns:
@@ -136,25 +140,37 @@ def _exact() -> Any:
 def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
     images: list[np.ndarray] = []
     times: list[Fraction | None] = []
-    colour = VideoFacts.colour
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise MediaError(f"{path} holds no video.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            facts = VideoFacts(path, Fraction(stream.average_rate or stream.guessed_rate or 24))
             for frame in itertools.islice(container.decode(stream), start, stop):
+                # phones store upright video lying on its side
+                turns = round(frame.rotation / 90)
                 if not images:
-                    colour = (int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc))
+                    facts = _with_looks(facts, stream, frame, turns)
                 times.append(_shown_at(frame))
                 image = frame.to_ndarray(format="rgb24", interpolation=_exact())
-                # phones store upright video lying on its side
-                images.append(np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))))
-            fps = stream.average_rate or stream.guessed_rate or Fraction(24)
+                images.append(np.ascontiguousarray(np.rot90(image, turns)))
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
     known = tuple(time for time in times if time is not None)
-    return images, VideoFacts(path, Fraction(fps), colour, known if len(known) == len(images) else ())
+    return images, replace(facts, times=known if len(known) == len(images) else ())
+
+
+def _with_looks(facts: VideoFacts, stream: Any, frame: Any, turns: int) -> VideoFacts:
+    """Add what the first frame tells; ``turns`` by a right angle make it upright."""
+    # 0 or nothing where the file does not say
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return replace(
+        facts,
+        colour=(int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)),
+        pixel_aspect=1 / aspect if turns % 2 else aspect,
+        bits=max(component.bits for component in frame.format.components),
+    )
 
 
 def _shown_at(frame: Any) -> Fraction | None:
@@ -198,6 +214,11 @@ def _encode(
         part = stack.enter_context(_replacing(path))
         container = stack.enter_context(av.open(str(part), "w", options=options))
         stream = _picture_stream(container, path, first, fps, colour)
+        if source and source.pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = source.pixel_aspect
+            if path.suffix.lower() == ".webm":
+                # PyAV has no way to say it to the container, and VP9 does not say it itself
+                notes.append(f"{path.name} is shown with square pixels; those of {source.path.name} are not square.")
         if moments:
             stream.codec_context.time_base = _TICK
         sound = None

@@ -72,6 +72,33 @@ def test_grey_alpha_and_16_bit_images_become_three_channels(tmp_path):
     assert torch.equal(media.read_clip(tmp_path / "alpha.png").frames, torch.full((1, 3, 4, 4), 200 / 255))
 
 
+def turned_photo(path):
+    """Write a JPEG lying on its side, 24 x 16, red on its left: upright it is 16 x 24, red at the top."""
+    image = np.full((16, 24, 3), 40, np.uint8)
+    image[:, :12, 2] = 250
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    # EXIF with one entry, orientation (0x0112) = 6: to be turned clockwise by a right angle
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"
+    exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01" + entry + bytes(4)
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+
+
+def test_photographs_are_read_upright(tmp_path):
+    turned_photo(tmp_path / "photo.jpg")
+    frame = media.read_clip(tmp_path / "photo.jpg").frames[0]
+    assert frame.shape == (3, 24, 16)
+    assert frame[0, :10].min() > 0.8 and frame[0, 14:].max() < 0.3
+    assert media.read_mask(tmp_path / "photo.jpg")[0].shape == (24, 16)
+
+
+def test_the_bits_that_are_lost_are_told(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((16, 16, 3), 50000, np.uint16))
+    clip = media.read_clip(tmp_path / "deep.png")
+    notes = media.write_clip(tmp_path / "out", clip.frames, clip)
+    assert len(notes) == 1 and "16" in notes[0]
+    assert media.write_clip(tmp_path / "masks", clip.frames[:, :1], clip) == []
+
+
 # ---------------------------------------------------------------------------------------------- videos
 
 
@@ -111,14 +138,17 @@ def test_masks_are_written_as_grey_video(tmp_path):
     assert again.shape == mask.shape and torch.equal((again > 0.5).float(), mask)
 
 
-def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None):
+def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None, aspect=None, pixels="yuv420p"):
     """A video of one colour per frame by PyAV alone.
 
-    tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz; shown: seconds of each frame, the first also the sound's.
+    tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz; shown: seconds of each frame, the first also the sound's;
+    aspect: width of a pixel over its height.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
-        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 32, 16, pixels
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if tag:
             stream.codec_context.colorspace = tag
         if sound is not None:
@@ -127,7 +157,7 @@ def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=No
             stream.codec_context.time_base = Fraction(1, 90000)
         for index, colour in enumerate(rgb):
             frame = av.VideoFrame.from_ndarray(np.broadcast_to(np.uint8(colour), (16, 32, 3)).copy(), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=tag)
+            frame = frame.reformat(format=pixels, dst_colorspace=tag)
             if shown:
                 frame.pts, frame.time_base = round(shown[index] * 90000), Fraction(1, 90000)
             container.mux(stream.encode(frame))
@@ -152,6 +182,25 @@ def test_the_colour_matrix_of_a_file_is_used_and_kept(tmp_path):
     again = media.read_clip(tmp_path / "again.mp4")
     assert again.video.colour[0] == 1
     assert again.frames[1, :, 8, 8].mul(255).tolist() == pytest.approx([200, 30, 60], abs=3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+def test_pixels_that_are_not_square_stay_so(tmp_path, suffix):
+    source = encode(tmp_path / "dv.mp4", [(90, 90, 90)] * 3, aspect=Fraction(16, 15))
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / f"out{suffix}", clip.frames, clip)
+    if suffix == ".webm":
+        assert len(notes) == 1 and "square" in notes[0]
+    else:
+        assert notes == [] and media.read_clip(tmp_path / f"out{suffix}").video.pixel_aspect == Fraction(16, 15)
+
+
+def test_a_video_of_10_bits_is_told_to_become_8(tmp_path):
+    source = encode(tmp_path / "hdr.mkv", [(90, 90, 90)] * 3, pixels="yuv420p10le")
+    clip = media.read_clip(source)
+    for name in ("out.mp4", "out"):
+        notes = media.write_clip(tmp_path / name, clip.frames, clip)
+        assert len(notes) == 1 and "8 bits" in notes[0] and "10" in notes[0]
 
 
 def test_a_phone_video_is_turned_upright(tmp_path, video):
