@@ -83,12 +83,20 @@ def image_files(folder: Path) -> list[Path]:
     """The images in a folder, ordered by the numbers in their names.
 
     Raises:
-        MediaError: there is none.
+        MediaError: there is none, or two of one name but for the suffix: which is the frame?
     """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    files = [file for file in folder.iterdir() if _is_image(file)]
     if not files:
         raise MediaError(f"{folder} holds no image; expected numbered {', '.join(IMAGE_SUFFIXES)} files.")
-    return sorted(files, key=_natural)
+    files = sorted(files, key=lambda file: (_natural(file), file.name))
+    for file, other in itertools.pairwise(files):
+        if file.stem == other.stem:
+            raise MediaError(f"{folder} holds both {file.name} and {other.name}; expected one image for each frame.")
+    return files
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:
@@ -284,6 +292,28 @@ def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None
             raise MediaError(f"{name} and {other} both write to {output}; give each a name of its own.")
 
 
+def check_leftovers(path: Path, clip: Clip) -> None:
+    """Refuse a folder whose images :func:`write_clip` would leave beside those of a clip like this one.
+
+    Raises:
+        MediaError: images of other names, as an earlier run on more frames leaves them.
+    """
+    if not path.is_dir():
+        return
+    written = {f"{name}.png" for name in _names(clip, len(clip.frames))}
+    left = sorted(file.name for file in path.iterdir() if _is_image(file) and file.name not in written)
+    if left:
+        raise MediaError(
+            f"{path} holds {left[0]}, and {len(left)} images in all, that are not of this clip and would be taken for "
+            "frames of the result; empty the folder, or give another."
+        )
+
+
+def _names(clip: Clip, count: int) -> list[str]:
+    """The names of images, without suffix, that so many frames of a clip are written to."""
+    return clip.names or [f"{clip.start + index:05d}" for index in range(count)]
+
+
 def _same(a: Path, b: Path) -> bool:
     """Whether two paths lead to one place, by whatever links and spellings."""
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
@@ -319,8 +349,7 @@ def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> li
                 video = replace(video, times=video.times[:1])
             return notes + write_video(path, lambda: _to_images(frames), rate, video, like.start)
         path.mkdir(parents=True, exist_ok=True)
-        names = like.names or [f"{like.start + index:05d}" for index in range(len(frames))]
-        for name, image in zip(names, _to_images(frames), strict=True):
+        for name, image in zip(_names(like, len(frames)), _to_images(frames), strict=True):
             write_png(path / f"{name}.png", image)
     except OSError as error:
         raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -82,6 +82,26 @@ def choose_device(name: str) -> Any:
     return device
 
 
+def read_input(args: argparse.Namespace) -> Any:
+    """Read the clip, and refuse folders for it to be written to that hold images of another one.
+
+    Raises:
+        MediaError: see :func:`ciri.media.read_clip` and :func:`ciri.media.check_leftovers`.
+    """
+    from ciri import media
+
+    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    for path in _outputs(args).values():
+        media.check_leftovers(path, clip)
+    return clip
+
+
+def _outputs(args: argparse.Namespace) -> dict[str, Path]:
+    """What a clip is written to, by the argument that says so."""
+    given = {_flag(name): getattr(args, name, None) for name in ("output", "save_masks", "overlay")}
+    return {flag: path for flag, path in given.items() if path is not None}
+
+
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuse outputs that cannot be written, or would take the place of an input, before any work is done.
 
@@ -90,9 +110,10 @@ def check_outputs(args: argparse.Namespace) -> None:
     """
     from ciri import media
 
-    given = {name: path for name, path in vars(args).items() if isinstance(path, Path)}
-    outputs = {_flag(name): given[name] for name in ("output", "save_masks", "overlay") if name in given}
-    inputs = {_flag(name): given[name] for name in ("input", "masks") if name in given}
+    outputs = _outputs(args)
+    inputs = {"INPUT": args.input}
+    if getattr(args, "masks", None):
+        inputs["--masks"] = args.masks
     for name in ("mask", "keep"):
         for number, path in enumerate(getattr(args, name) or ()):
             inputs[_flag(name) + (f" {number + 1}" if number else "")] = path
@@ -103,7 +124,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def _flag(name: str) -> str:
     """The argument as it is typed."""
-    return "INPUT" if name == "input" else "--" + name.replace("_", "-")
+    return "--" + name.replace("_", "-")
 
 
 def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str]]:

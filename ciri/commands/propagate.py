@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     shared.check_outputs(args)
     device = shared.choose_device(args.device)
     propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
-    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    clip = shared.read_input(args)
     annotated, key_frames, notes = shared.read_annotations(args)
     keep, more = shared.read_keep(args)
     notes += more

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     if args.refine:
         refinement["detector"] = shared.built(detectors, args.detector, args.detector_weights, device)
         refinement["refine"] = RefinementSettings(mode=args.refine, time_budget=args.time_budget)
-    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    clip = shared.read_input(args)
     options: dict[str, Any]
     if args.masks:
         masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames)

@@ -178,6 +178,19 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(scene, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("argument", ["-o", "--save-masks", "--overlay"])
+def test_a_folder_with_frames_of_a_longer_run_is_refused(scene, tmp_path, capsys, argument):
+    call = ["remove", scene / "frames", "--masks", scene / "masks", "--frames", 2]
+    call += ["-o", tmp_path / "out", "--save-masks", tmp_path / "m", "--overlay", tmp_path / "look"]
+    folder = call[call.index(argument) + 1]
+    folder.mkdir()
+    media.write_png(folder / "00000.png", np.zeros((4, 4), np.uint8))
+    assert run(capsys, *call)[0] == 0  # its own name: written again
+    media.write_png(folder / "00002.png", np.zeros((4, 4), np.uint8))
+    code, said = run(capsys, *call)
+    assert code == 2 and "00002.png" in said and "empty the folder" in said
+
+
 def test_outputs_may_not_take_the_place_of_inputs_or_of_one_another(tmp_path, capsys, monkeypatch):
     """Refused by the paths alone: none of these files could be read."""
     monkeypatch.chdir(tmp_path)

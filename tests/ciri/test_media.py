@@ -480,7 +480,11 @@ def bad_inputs(folder):
     media.write_png(cut / "0.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
     (cut / "0.png").write_bytes((cut / "0.png").read_bytes()[:60])
     cv2.imwrite(str(folder / "float.tiff"), np.zeros((4, 4), np.float32))
+    (folder / "twice").mkdir()
+    for name in ("0.png", "1.png", "1.jpg"):
+        cv2.imwrite(str(folder / "twice" / name), np.zeros((4, 4, 3), np.uint8))
     return {
+        "twice": "both 1.jpg and 1.png",
         "missing.mp4": "does not exist",
         "empty": "holds no image",
         "text.mp4": "no video that can be read",
