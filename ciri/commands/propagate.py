@@ -9,6 +9,7 @@ from typing import Any
 
 from ciri.commands import _arguments as shared
 from ciri.console import remark
+from ciri.numbering import number
 from ciri.propagation import registry as propagators
 
 
@@ -53,5 +54,6 @@ def run(args: argparse.Namespace) -> None:
         shared.write_overlay(args.overlay, clip, track)
     shared.show_notes(notes)
     lowest = int(track.confidence.argmin())
-    remark(f"confidence: mean {track.confidence.mean():.2f}, lowest {track.confidence[lowest]:.2f} in frame {lowest}")
+    mean, worst = track.confidence.mean(), track.confidence[lowest]
+    remark(f"confidence: mean {mean:.2f}, lowest {worst:.2f} in frame {number(lowest)}")
     remark(f"{args.output}: {shared.summary(timings, len(clip.frames))}")

@@ -110,6 +110,22 @@ def test_propagate_from_a_later_frame_back_to_the_first(scene, tmp_path, capsys)
     assert len(list((tmp_path / "look").iterdir())) == COUNT
 
 
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("propagator", ["flow", "lite"])
+def test_frames_are_named_by_their_numbers_in_the_input(scene, tmp_path, capsys, start, propagator):
+    (tmp_path / "frames").mkdir()
+    for t in range(COUNT):
+        kind = "clean" if t >= 7 else "frames"
+        image = cv2.imread(str(scene / kind / f"{t:05d}.png"))
+        cv2.imwrite(str(tmp_path / "frames" / f"{t:05d}.png"), image)
+    call = ["propagate", tmp_path / "frames", "--start", start, "--mask", scene / "masks" / f"0000{start}.png"]
+    code, said = run(capsys, *call, "--propagator", propagator, "-o", tmp_path / "out")
+    assert code == 0 and "lost in frames 7-9;" in said, said
+    assert int(said.split("in frame ")[1].split()[0]) >= 7
+    code, said = run(capsys, *call, "--mask-frame", 12, "-o", tmp_path / "other")
+    assert code == 2 and f"number 12 is outside the clip; it has frames {start} to 9" in said
+
+
 def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
     """Half of the object is painted as what goes, the other half as what stays."""
     painted = cv2.imread(str(scene / "masks" / "00000.png"), cv2.IMREAD_GRAYSCALE)
