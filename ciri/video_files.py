@@ -51,7 +51,7 @@ class VideoFacts:
         fps: frames per second.
         colour: FFmpeg's numbers for matrix, primaries and transfer.
         times: when each frame that was read is shown, in seconds on the file's own clock, which need not begin at 0;
-            empty where the file does not say.
+            rising, and empty where the file does not say.
         pixel_aspect: width of a pixel over its height, upright; 1 where the file does not say.
         bits: of a colour; frames are read with 8.
     """
@@ -152,13 +152,12 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
                 turns = round(frame.rotation / 90)
                 if not images:
                     facts = _with_looks(facts, stream, frame, turns)
-                times.append(_shown_at(frame))
+                times.append(None if _reordered(container, stream) else _shown_at(frame))
                 image = frame.to_ndarray(format="rgb24", interpolation=_exact())
                 images.append(np.ascontiguousarray(np.rot90(image, turns)))
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
-    known = tuple(time for time in times if time is not None)
-    return images, replace(facts, times=known if len(known) == len(images) else ())
+    return images, replace(facts, times=_trusted(times))
 
 
 def _with_looks(facts: VideoFacts, stream: Any, frame: Any, turns: int) -> VideoFacts:
@@ -171,6 +170,18 @@ def _with_looks(facts: VideoFacts, stream: Any, frame: Any, turns: int) -> Video
         pixel_aspect=1 / aspect if turns % 2 else aspect,
         bits=max(component.bits for component in frame.format.components),
     )
+
+
+def _trusted(times: list[Fraction | None]) -> tuple[Fraction, ...]:
+    """The times, or nothing where some are missing or run backwards."""
+    known = tuple(time for time in times if time is not None)
+    forward = all(earlier < later for earlier, later in itertools.pairwise(known))
+    return known if forward and len(known) == len(times) else ()
+
+
+def _reordered(container: Any, stream: Any) -> bool:
+    """Whether what the file calls times is the order in which frames are decoded: AVI has no others."""
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 
 
 def _shown_at(frame: Any) -> Fraction | None:
@@ -245,8 +256,6 @@ def _timing(path: Path, source: VideoFacts | None, fps: Fraction) -> tuple[list[
     if source is None or len(source.times) < 2:
         return [], fps, []
     moments = [time - source.times[0] for time in source.times]
-    if any(later <= earlier for earlier, later in itertools.pairwise(moments)):
-        return [], fps, []
     average = ((len(moments) - 1) / moments[-1]).limit_denominator(1001)
     for rate in (fps, average):
         # containers round times, some of them to milliseconds

@@ -203,23 +203,34 @@ def test_a_video_of_10_bits_is_told_to_become_8(tmp_path):
         assert len(notes) == 1 and "8 bits" in notes[0] and "10" in notes[0]
 
 
-def test_a_phone_video_is_turned_upright(tmp_path, video):
-    lying = media.read_clip(video).frames
-    data = bytearray(video.read_bytes())
+def turned_film(source, result):
+    """The same MP4, with a note that players have to turn it clockwise by a right angle."""
+    data = bytearray(source.read_bytes())
     # the display matrix of the track header: identity becomes a quarter turn
     matrix = data.index(b"tkhd") + 4 + 40
     one, turned = (1 << 16).to_bytes(4, "big"), (-(1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
     zero, corner = bytes(4), (1 << 30).to_bytes(4, "big")
     assert data[matrix : matrix + 4] == one
     data[matrix : matrix + 36] = zero + one + zero + turned + zero + zero + zero + zero + corner
-    (tmp_path / "phone.mp4").write_bytes(data)
+    result.write_bytes(data)
+
+
+def test_a_phone_video_is_turned_upright(tmp_path, video):
+    lying = media.read_clip(video).frames
+    turned_film(video, tmp_path / "phone.mp4")
     upright = media.read_clip(tmp_path / "phone.mp4").frames
-    # this matrix asks players to turn the picture clockwise
     assert torch.equal(upright, torch.rot90(lying, -1, (2, 3)))
     by_opencv = cv2.VideoCapture(str(tmp_path / "phone.mp4")).read()[1]
     assert by_opencv.shape[:2] == upright.shape[2:]
     expected = torch.from_numpy(by_opencv[..., ::-1].copy()).permute(2, 0, 1) / 255
     assert mean_error(upright[0], expected) < 6
+
+
+def test_pixels_of_a_turned_video_are_turned_along(tmp_path):
+    source = encode(tmp_path / "wide.mp4", [(90, 90, 90)] * 3, aspect=Fraction(4, 3))
+    assert media.read_clip(source).video.pixel_aspect == Fraction(4, 3)
+    turned_film(source, tmp_path / "phone.mp4")
+    assert media.read_clip(tmp_path / "phone.mp4").video.pixel_aspect == Fraction(3, 4)
 
 
 def pitch(path):
@@ -266,6 +277,16 @@ def test_sound_is_found_where_the_clock_of_a_file_does_not_begin_at_0(tmp_path):
         assert times(tmp_path / "out.mp4")[0] == 0
         frequency, length = pitch(tmp_path / "out.mp4")
         assert frequency == pytest.approx(expected, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_an_avi_tells_no_times_of_reordered_frames(tmp_path):
+    source = encode(tmp_path / "loud.avi", [(i, 90, 255 - i) for i in range(0, 240, 5)], sound=two_tones())
+    clip = media.read_clip(source, start=24)
+    assert clip.video.times == ()
+    assert media.write_clip(tmp_path / "half.mp4", clip.frames, clip) == []
+    assert times(tmp_path / "half.mp4") == pytest.approx([index / 24 for index in range(24)], abs=1e-6)
+    frequency, length = pitch(tmp_path / "half.mp4")
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
 
 
 #: 12 frames in the first second, 24 in the next.
