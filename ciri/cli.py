@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from ciri import __version__, commands
 from ciri.errors import CiriError
+from ciri.numbering import counted_from
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # within the try: loading PyTorch takes long enough to be interrupted
         args = make_parser().parse_args(arguments)
-        return args.run(args) or 0
+        # what is said about frames is said in INPUT's own numbers, as --mask-frame takes them
+        with counted_from(getattr(args, "start", 0)):
+            return args.run(args) or 0
     except CiriError as error:
         print(f"ciri: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.errors import ClipError, MaskError
+from ciri.numbering import number
 
 #: A mask and a clip have "the same" aspect ratio below this relative difference (a few rows of rounding).
 ASPECT_TOLERANCE = 0.02
@@ -44,7 +45,7 @@ def check_clip(frames: Tensor) -> Tensor:
     for index, frame in enumerate(frames):
         if not torch.isfinite(frame).all():
             raise ClipError(
-                f"Frame {index} holds values that are not numbers (NaN or infinite); "
+                f"Frame {number(index)} holds values that are not numbers (NaN or infinite); "
                 "check the node or the program that made the clip."
             )
     low, high = torch.aminmax(frames)
@@ -130,9 +131,14 @@ def check_key_frames(key_frames: Sequence[int], masks: int, frames: int, *, repe
     indices = [int(k) + frames if int(k) < 0 else int(k) for k in key_frames]
     for given, index in zip(key_frames, indices, strict=True):
         if not 0 <= index < frames:
-            raise MaskError(f"Frame number {given} is outside the clip; it has frames 0 to {frames - 1}.")
+            told = given if given < 0 else number(given)
+            raise MaskError(
+                f"Frame number {told} is outside the clip; it has frames {number(0)} to {number(frames - 1)}."
+            )
     if not repeated and len(set(indices)) != len(indices):
-        raise MaskError(f"Frame numbers {sorted(indices)}: each frame can be annotated once only.")
+        raise MaskError(
+            f"Frame numbers {[number(index) for index in sorted(indices)]}: each frame can be annotated once only."
+        )
     return indices
 
 

@@ -7,9 +7,10 @@ kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1], masks 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from ciri.video_files import VIDEO_SUFFIXES, VideoFacts, read_video, write_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-#: A greyscale mask whose brightest pixel is darker than this holds label numbers, not grey levels.
-_DARKEST_WHITE = 128
+#: A greyscale mask whose brightest pixel is darker than this share of white holds label numbers, not grey levels.
+_DARKEST_WHITE = 0.5
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Clip:
         names: file names without suffix where the frames were numbered images, else empty.
         start: number of the first frame that was read.
         video: facts of the video file that it came from, or None.
+        bits: of a colour in the source.
     """
 
     frames: Tensor
@@ -44,6 +46,7 @@ class Clip:
     names: list[str] = field(default_factory=list)
     start: int = 0
     video: VideoFacts | None = None
+    bits: int = 8
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -68,23 +71,32 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
     if not path.is_file():
         raise MediaError(f"{path} does not exist; expected a video file or a folder of numbered images.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Clip(_to_tensor([_read_colour(path)]), names=[path.stem])
+        image, bits = _read_colour(path)
+        return Clip(_to_tensor([image]), names=[path.stem], bits=bits)
     images, facts = read_video(path, start, count)
     if not images:
         raise MediaError(f"{path} has no frame {start}; it ends before.")
-    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts)
+    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts, bits=facts.bits)
 
 
 def image_files(folder: Path) -> list[Path]:
     """The images in a folder, ordered by the numbers in their names.
 
     Raises:
-        MediaError: there is none.
+        MediaError: there is none, or two of one name but for the suffix: which is the frame?
     """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    files = [file for file in folder.iterdir() if _is_image(file)]
     if not files:
         raise MediaError(f"{folder} holds no image; expected numbered {', '.join(IMAGE_SUFFIXES)} files.")
-    return sorted(files, key=_natural)
+    files = sorted(files, key=lambda file: (_natural(file), file.name))
+    for file, other in itertools.pairwise(files):
+        if file.stem == other.stem:
+            raise MediaError(f"{folder} holds both {file.name} and {other.name}; expected one image for each frame.")
+    return files
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:
@@ -98,42 +110,51 @@ def _read_folder(folder: Path, start: int, count: int | None) -> Clip:
     chosen = files[start:][:count]
     if not chosen:
         raise MediaError(f"{folder} holds {len(files)} images; there is no frame {start}.")
-    images = [_read_colour(file) for file in chosen]
+    images, bits = zip(*map(_read_colour, chosen), strict=True)
     for file, image in zip(chosen, images, strict=True):
         if image.shape != images[0].shape:
             raise MediaError(
                 f"{file} is {_size(image)} but {chosen[0].name} is {_size(images[0])}; "
                 "all images of a clip must have one size."
             )
-    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start)
+    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start, bits=max(bits))
 
 
-def _decode(file: Path) -> np.ndarray:
-    """Any image as OpenCV decodes it, at 8 bits: (H, W) or (H, W, 3 | 4), BGR."""
+#: Without alpha, and turned upright as the camera says; cv2.IMREAD_UNCHANGED does neither.
+_UPRIGHT = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+
+
+def _decode(file: Path, how: int = _UPRIGHT) -> np.ndarray:
+    """Any image as OpenCV decodes it, 8 or 16 bits: (H, W) or (H, W, 3 | 4), BGR."""
     # not cv2.imread: it writes warnings to the terminal, and does not take every file name on Windows
     try:
         data = np.fromfile(file, np.uint8)
     except OSError as error:
         raise MediaError(f"{file} cannot be read: {error.strerror}.") from None
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        image = cv2.imdecode(data, how) if data.size else None
     except cv2.error:
         image = None
     if image is None:
         raise MediaError(
             f"{file} is no image that can be read; it may be damaged or of another kind than its name says."
         )
-    if image.dtype == np.uint16:
-        image = (image / 257 + 0.5).astype(np.uint8)
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, np.uint16):
         raise MediaError(f"{file} holds {image.dtype} values; expected an image of 8 or 16 bits.")
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _read_colour(file: Path) -> np.ndarray:
-    """An image as uint8 (H, W, 3), RGB; alpha is dropped."""
+def _has_alpha(image: np.ndarray) -> bool:
+    return image.ndim == 3 and image.shape[2] == 4
+
+
+def _read_colour(file: Path) -> tuple[np.ndarray, int]:
+    """An image as uint8 (H, W, 3), RGB, and the bits of a colour in the file; alpha is dropped."""
     image = _decode(file)
-    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., 2::-1])
+    bits = 8 * image.itemsize
+    if bits == 16:
+        image = (image / 257 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., 2::-1]), bits
 
 
 def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -154,20 +175,34 @@ def _size(image: np.ndarray) -> str:
 def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
     """Read one mask, float32 (H, W) in [0, 1], and notes on how it was understood.
 
-    Transparent is the target where an image has transparent pixels (so ComfyUI's mask editor saves it). Otherwise
-    white is: grey levels are kept, label numbers (all values small) and coloured annotations count as 1 where they are
-    not black.
+    Transparent is the target where an image has transparent pixels (so ComfyUI's mask editor saves it), unless nothing
+    but white is opaque: then that is. In an image without transparent pixels white is: grey levels are kept, label
+    numbers (all values small) and coloured annotations count as 1 where they are not black.
 
     Raises:
         MediaError: no readable image.
     """
     file = Path(file)
+    image = _decode_mask(file)
+    return _understood(file, image, _alpha_is_target(image))
+
+
+def _decode_mask(file: Path) -> np.ndarray:
     if not file.is_file():
         raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
-    image = _decode(file)
-    if image.ndim == 3 and image.shape[2] == 4:
-        if image[..., 3].min() < 255:
-            return torch.from_numpy(1 - image[..., 3].astype(np.float32) / 255), []
+    image = _decode(file, cv2.IMREAD_UNCHANGED)
+    return image if _has_alpha(image) else _decode(file)
+
+
+def _understood(file: Path, image: np.ndarray, alpha_is_target: bool) -> tuple[Tensor, list[str]]:
+    """A decoded image as a mask, and notes: see :func:`read_mask`."""
+    white = np.iinfo(image.dtype).max
+    if _has_alpha(image):
+        if image[..., 3].min() < white:
+            alpha = torch.from_numpy(image[..., 3].astype(np.float32) / white)
+            if not alpha_is_target:
+                return 1 - alpha, []
+            return alpha, [f"{file.name} shows nothing but white where it is opaque: that was taken as the object."]
         image = image[..., :3]
     if image.ndim == 3:
         if (image == image[..., :1]).all():
@@ -176,10 +211,18 @@ def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
             note = f"{file.name} is in colour: everything that is not black was taken as the object."
             return torch.from_numpy(image.any(2).astype(np.float32)), [note]
     brightest = int(image.max())
-    if 0 < brightest < _DARKEST_WHITE:
+    if 0 < brightest < _DARKEST_WHITE * white:
         note = f"{file.name} holds values from 0 to {brightest}: everything above 0 was taken as the object."
         return torch.from_numpy((image > 0).astype(np.float32)), [note]
-    return torch.from_numpy(image.astype(np.float32) / 255), []
+    return torch.from_numpy(image.astype(np.float32) / white), []
+
+
+def _alpha_is_target(image: np.ndarray) -> bool:
+    """Whether an image is a white shape on a transparent ground; under a painted hole the picture itself is kept."""
+    if not _has_alpha(image):
+        return False
+    opaque = image[image[..., 3] > np.iinfo(image.dtype).max // 2]
+    return 0 < len(opaque) < image[..., 0].size and bool((opaque[:, :3] == np.iinfo(image.dtype).max).all())
 
 
 def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) -> tuple[Tensor, list[str]]:
@@ -194,7 +237,12 @@ def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) ->
     files = image_files(path)[start:][:count]
     if not files:
         raise MediaError(f"{path} holds no mask for frame {start}.")
-    masks, notes = zip(*[read_mask(file) for file in files], strict=True)
+    images = [_decode_mask(file) for file in files]
+    # a wholly transparent image tells nothing by itself; the others show what is meant
+    alpha_is_target = any(map(_alpha_is_target, images))
+    masks, notes = zip(
+        *[_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)], strict=True
+    )
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")
@@ -221,6 +269,56 @@ def check_output(path: str | Path) -> None:
         raise MediaError(f"{path} is a folder, but its name is a video's.")
 
 
+def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+    """Refuse outputs that would take the place of an input, or of one another.
+
+    Args:
+        outputs, inputs: path of each argument, by the name that the message calls it.
+
+    Raises:
+        MediaError: two of them are one file or folder, or an input is an image in a folder that is written to.
+    """
+    for name, output in outputs.items():
+        for other, path in inputs.items():
+            inside = path.suffix.lower() in IMAGE_SUFFIXES and _same(output, path.parent)
+            if inside or _same(output, path):
+                where = "lies in the folder" if inside else "is the file or folder"
+                raise MediaError(
+                    f"{other} ({path}) {where} that {name} ({output}) would write to, which would destroy it; "
+                    f"give {name} another name."
+                )
+    for (name, output), (other, path) in itertools.combinations(outputs.items(), 2):
+        if _same(output, path):
+            raise MediaError(f"{name} and {other} both write to {output}; give each a name of its own.")
+
+
+def check_leftovers(path: Path, clip: Clip) -> None:
+    """Refuse a folder whose images :func:`write_clip` would leave beside those of a clip like this one.
+
+    Raises:
+        MediaError: images of other names, as an earlier run on more frames leaves them.
+    """
+    if not path.is_dir():
+        return
+    written = {f"{name}.png" for name in _names(clip, len(clip.frames))}
+    left = sorted(file.name for file in path.iterdir() if _is_image(file) and file.name not in written)
+    if left:
+        raise MediaError(
+            f"{path} holds {left[0]}, and {len(left)} images in all, that are not of this clip and would be taken for "
+            "frames of the result; empty the folder, or give another."
+        )
+
+
+def _names(clip: Clip, count: int) -> list[str]:
+    """The names of images, without suffix, that so many frames of a clip are written to."""
+    return clip.names or [f"{clip.start + index:05d}" for index in range(count)]
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one place, by whatever links and spellings."""
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
 def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> list[str]:
     """Write a clip to a video file, or losslessly to a folder of PNG images.
 
@@ -237,18 +335,25 @@ def write_clip(path: str | Path, frames: Tensor, like: Clip | None = None) -> li
     """
     path, like = Path(path), like or Clip(frames)
     check_output(path)
+    notes = []
+    # of masks nothing is lost
+    if like.bits > 8 and frames.shape[1] == 3:
+        notes.append(f"{path.name} has 8 bits a colour; the clip that was read has {like.bits}.")
     try:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             path.parent.mkdir(parents=True, exist_ok=True)
             rate = like.video.fps if like.video else Fraction(like.fps).limit_denominator(1001)
-            return write_video(path, _to_images(frames), rate, like.video, like.start)
+            video = like.video
+            if video and len(video.times) != len(frames):
+                # not the frames that were read: what is known is where they begin
+                video = replace(video, times=video.times[:1])
+            return notes + write_video(path, lambda: _to_images(frames), rate, video, like.start)
         path.mkdir(parents=True, exist_ok=True)
-        names = like.names or [f"{like.start + index:05d}" for index in range(len(frames))]
-        for name, image in zip(names, _to_images(frames), strict=True):
+        for name, image in zip(_names(like, len(frames)), _to_images(frames), strict=True):
             write_png(path / f"{name}.png", image)
     except OSError as error:
         raise MediaError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return []
+    return notes
 
 
 def write_png(file: Path, image: np.ndarray) -> None:

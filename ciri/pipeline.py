@@ -16,6 +16,7 @@ from ciri.inactivation.fusion import spared
 from ciri.inactivation.learned import inactivation_map
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove
+from ciri.numbering import number
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import MaskTrack, Propagator
 from ciri.propagation.objects import follow
@@ -239,7 +240,7 @@ def propagate(
     # a propagator that words this better has done so already
     if lost and not track.notes:
         notes.append(
-            f"The object is gone or was lost in {len(lost)} of {len(frames)} frames, first in frame {lost[0]}."
+            f"The object is gone or was lost in {len(lost)} of {len(frames)} frames, first in frame {number(lost[0])}."
         )
     return replace(track, notes=notes + track.notes)
 

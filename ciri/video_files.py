@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import cv2
 import numpy as np
 
 from ciri.errors import MediaError
+from ciri.video_sound import CopiedSound, EncodedSound, has_sound
 
 try:
     import av
@@ -28,6 +31,14 @@ VIDEO_SUFFIXES = tuple(_OPENCV_CODECS)
 #: Constant rate factor: visually close to lossless, so that what was not touched stays what it was.
 _QUALITY = {"libx264": {"crf": "16", "preset": "medium"}, "libvpx-vp9": {"crf": "20", "b": "0", "cpu-used": "2"}}
 
+#: Gives the images of a video, uint8 (H, W, 3 | nothing); again and again, as a second try may be needed.
+Images = Callable[[], Iterator[np.ndarray]]
+
+#: Of a frame, how far its time may be off before frames count as not equally long.
+_REGULAR = 0.25
+#: Unit of times that are not multiples of one frame: the clock of MPEG.
+_TICK = Fraction(1, 90000)
+
 _UNSPECIFIED = 2  # FFmpeg's number for "the file does not say"
 
 
@@ -39,11 +50,18 @@ class VideoFacts:
         path: the file, whose sound is copied.
         fps: frames per second.
         colour: FFmpeg's numbers for matrix, primaries and transfer.
+        times: when each frame that was read is shown, in seconds on the file's own clock, which need not begin at 0;
+            rising, and empty where the file does not say.
+        pixel_aspect: width of a pixel over its height, upright; 1 where the file does not say.
+        bits: of a colour; frames are read with 8.
     """
 
     path: Path
     fps: Fraction
     colour: tuple[int, int, int] = (_UNSPECIFIED, _UNSPECIFIED, _UNSPECIFIED)
+    times: tuple[Fraction, ...] = ()
+    pixel_aspect: Fraction = Fraction(1)
+    bits: int = 8
 
 
 def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts]:
@@ -57,16 +75,16 @@ def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarr
 
 
 def write_video(
-    path: Path, images: Iterator[np.ndarray], fps: Fraction, source: VideoFacts | None = None, start: int = 0
+    path: Path, images: Images, fps: Fraction, source: VideoFacts | None = None, start: int = 0
 ) -> list[str]:
     """Write a video; sides are made even by repeating the last row or column.
 
     Args:
         path: the suffix chooses the container.
-        images: uint8 (H, W, 3) RGB or (H, W) grey, at least one.
+        images: gives uint8 (H, W, 3) RGB or (H, W) grey, at least one; called again where the sound needs another try.
         fps: frames per second.
-        source: the video whose colour space and sound are kept.
-        start: number that the first image has in the source.
+        source: the video whose colour space, shape of pixels, frame times and sound are kept.
+        start: number that the first image has in the source; counts only where the source has no times.
 
     Returns:
         Notes: what had to be changed.
@@ -74,16 +92,34 @@ def write_video(
     Raises:
         MediaError: it cannot be encoded.
     """
-    first = next(images)
-    height, width = first.shape[:2]
-    even = itertools.chain([_even(first)], map(_even, images))
+    height, width = next(images()).shape[:2]
     notes = []
     if height % 2 or width % 2:
         notes.append(
             f"{path.name} is {width + width % 2}x{height + height % 2}: video codecs take even sizes only, so the "
             "last row or column was repeated. Write to a folder to keep the size."
         )
-    return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even, fps))
+
+    def even() -> Iterator[np.ndarray]:
+        return map(_even, images())
+
+    return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even(), fps))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a hidden file beside the target, which takes its place once it is whole.
+
+    What was there before, be it an earlier result or the very video that is read, outlives a failure that way.
+    """
+    # a link keeps leading to where it led
+    target = path.resolve()
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _even(image: np.ndarray) -> np.ndarray:
@@ -103,56 +139,144 @@ def _exact() -> Any:
 
 def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
     images: list[np.ndarray] = []
-    colour = VideoFacts.colour
+    times: list[Fraction | None] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise MediaError(f"{path} holds no video.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            facts = VideoFacts(path, Fraction(stream.average_rate or stream.guessed_rate or 24))
             for frame in itertools.islice(container.decode(stream), start, stop):
-                if not images:
-                    colour = (int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc))
-                image = frame.to_ndarray(format="rgb24", interpolation=_exact())
                 # phones store upright video lying on its side
-                images.append(np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))))
-            fps = stream.average_rate or stream.guessed_rate or Fraction(24)
+                turns = round(frame.rotation / 90)
+                if not images:
+                    facts = _with_looks(facts, stream, frame, turns)
+                times.append(None if _reordered(container, stream) else _shown_at(frame))
+                image = frame.to_ndarray(format="rgb24", interpolation=_exact())
+                images.append(np.ascontiguousarray(np.rot90(image, turns)))
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
-    return images, VideoFacts(path, Fraction(fps), colour)
+    return images, replace(facts, times=_trusted(times))
 
 
-def _write_av(
-    path: Path, images: Iterator[np.ndarray], fps: Fraction, source: VideoFacts | None, start: int
+def _with_looks(facts: VideoFacts, stream: Any, frame: Any, turns: int) -> VideoFacts:
+    """Add what the first frame tells; ``turns`` by a right angle make it upright."""
+    # 0 or nothing where the file does not say
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return replace(
+        facts,
+        colour=(int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)),
+        pixel_aspect=1 / aspect if turns % 2 else aspect,
+        bits=max(component.bits for component in frame.format.components),
+    )
+
+
+def _trusted(times: list[Fraction | None]) -> tuple[Fraction, ...]:
+    """The times, or nothing where some are missing or run backwards."""
+    known = tuple(time for time in times if time is not None)
+    forward = all(earlier < later for earlier, later in itertools.pairwise(known))
+    return known if forward and len(known) == len(times) else ()
+
+
+def _reordered(container: Any, stream: Any) -> bool:
+    """Whether what the file calls times is the order in which frames are decoded: AVI has no others."""
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+
+
+def _shown_at(frame: Any) -> Fraction | None:
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+
+
+def _write_av(path: Path, images: Images, fps: Fraction, source: VideoFacts | None, start: int) -> list[str]:
+    """Write with the sound as it is, else encoded anew, else without: a finished picture is never lost for it.
+
+    Whether a file takes a sound is known only once it is closed, so every failure is put down to the sound first.
+    """
+    tries = (CopiedSound, EncodedSound, None) if source and has_sound(source.path) else (None,)
+    refused: list[str] = []
+    for sound_type in tries:
+        try:
+            notes = _encode(path, images(), fps, source, start, sound_type)
+            break
+        except (av.error.FFmpegError, ValueError) as error:
+            refused.append(getattr(error, "strerror", None) or str(error))
+            if sound_type is None or getattr(error, "errno", None) == errno.ENOSPC:
+                raise MediaError(f"{path} cannot be encoded: {refused[-1]}.") from None
+    if len(refused) == 2:
+        notes.append(f"The sound was left out: {path.name} takes it neither as it is nor encoded anew ({refused[1]}).")
+    return notes
+
+
+def _encode(
+    path: Path,
+    images: Iterator[np.ndarray],
+    fps: Fraction,
+    source: VideoFacts | None,
+    start: int,
+    sound_type: type[CopiedSound] | None,
 ) -> list[str]:
+    """Write the file once, with the sound in one form or without."""
     first = next(images)
+    colour = source.colour if source else VideoFacts.colour
+    moments, fps, notes = _timing(path, source, fps)
+    with ExitStack() as stack:
+        options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
+        part = stack.enter_context(_replacing(path))
+        container = stack.enter_context(av.open(str(part), "w", options=options))
+        stream = _picture_stream(container, path, first, fps, colour)
+        if source and source.pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = source.pixel_aspect
+            if path.suffix.lower() == ".webm":
+                # PyAV has no way to say it to the container, and VP9 does not say it itself
+                notes.append(f"{path.name} is shown with square pixels; those of {source.path.name} are not square.")
+        if moments:
+            stream.codec_context.time_base = _TICK
+        sound = None
+        if source and sound_type:
+            heard = stack.enter_context(av.open(str(source.path)))
+            sound = sound_type(container, heard, source.times[0] if source.times else start / source.fps)
+        for index, image in enumerate(itertools.chain([first], images)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=_matrix(colour[0]), interpolation=_exact())
+            moment = moments[index] if moments else index / fps
+            frame.time_base = _TICK if moments else 1 / fps
+            frame.pts = round(moment / frame.time_base)
+            container.mux(stream.encode(frame))
+            if sound:
+                sound.write_until(moment + 1 / fps)
+        container.mux(stream.encode())
+        if sound:
+            sound.finish()
+    return notes + ([sound.note] if sound and sound.note else [])
+
+
+def _timing(path: Path, source: VideoFacts | None, fps: Fraction) -> tuple[list[Fraction], Fraction, list[str]]:
+    """When each image is shown, the average rate, and notes; no moments where one follows the other at that rate."""
+    if source is None or len(source.times) < 2:
+        return [], fps, []
+    moments = [time - source.times[0] for time in source.times]
+    average = ((len(moments) - 1) / moments[-1]).limit_denominator(1001)
+    for rate in (fps, average):
+        # containers round times, some of them to milliseconds
+        if all(abs(moment * rate - index) < _REGULAR for index, moment in enumerate(moments)):
+            return [], rate, []
+    if path.suffix.lower() != ".avi":
+        return moments, average, []
+    note = f"{path.name} shows all frames equally long, as AVI files do; in {source.path.name} they are not."
+    return [], average, [note]
+
+
+def _picture_stream(container: Any, path: Path, first: np.ndarray, fps: Fraction, colour: tuple[int, int, int]) -> Any:
     codec = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+    stream: Any = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
+    stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
     # What the source does not say stays unsaid: both conversions then use the same matrix, and a player that
     # guesses guesses alike for both.
-    colour = source.colour if source else VideoFacts.colour
-    matrix = _matrix(colour[0])
-    notes: list[str] = []
-    try:
-        with ExitStack() as stack:
-            options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
-            container = stack.enter_context(av.open(str(path), "w", options=options))
-            stream: Any = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
-            stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
-            if matrix is not None:
-                context = stream.codec_context
-                context.colorspace, context.color_primaries, context.color_trc = colour
-            sound = _Sound.of(container, source, start, notes, stack)
-            for index, image in enumerate(itertools.chain([first], images)):
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, interpolation=_exact())
-                frame.pts, frame.time_base = index, 1 / fps
-                container.mux(stream.encode(frame))
-                if sound:
-                    sound.copy_until((index + 1) / fps)
-            container.mux(stream.encode())
-    except (av.error.FFmpegError, ValueError) as error:
-        raise MediaError(f"{path} cannot be encoded: {getattr(error, 'strerror', None) or error}.") from None
-    return notes
+    if _matrix(colour[0]) is not None:
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = colour
+    return stream
 
 
 def _matrix(number: int) -> Any:
@@ -160,45 +284,6 @@ def _matrix(number: int) -> Any:
     if number == 6:  # SMPTE 170M is BT.601 under another number
         return Colorspace.ITU601
     return Colorspace(number) if number in {int(known) for known in Colorspace} else None
-
-
-class _Sound:
-    """Copies the sound of the source, packet by packet, between the frames of the new video."""
-
-    def __init__(self, container: Any, source: Any, stream: Any, offset: Fraction):
-        self.container, self.offset = container, offset
-        self.stream = container.add_stream_from_template(stream)
-        self.packets = (packet for packet in source.demux(stream) if packet.pts is not None)
-        self.waiting = next(self.packets, None)
-
-    @classmethod
-    def of(
-        cls, container: Any, facts: VideoFacts | None, start: int, notes: list[str], stack: ExitStack
-    ) -> _Sound | None:
-        """The sound of a video from its frame ``start`` on; None, and a note, where it cannot be kept."""
-        if facts is None or not facts.path.is_file():
-            return None
-        source = stack.enter_context(av.open(str(facts.path)))
-        if not source.streams.audio:
-            return None
-        stream = source.streams.audio[0]
-        if stream.codec_context.name not in container.supported_codecs:
-            notes.append(
-                f"The sound was left out: a {container.format.name} file cannot hold {stream.codec_context.name}."
-            )
-            return None
-        return cls(container, source, stream, Fraction(start) / facts.fps)
-
-    def copy_until(self, seconds: Fraction) -> None:
-        """Copy what is heard before this moment of the new video."""
-        while self.waiting is not None and self.waiting.pts * self.waiting.time_base - self.offset < seconds:
-            packet = self.waiting
-            shift = int(self.offset / packet.time_base)
-            if packet.pts >= shift:
-                packet.pts, packet.dts = packet.pts - shift, (packet.dts or packet.pts) - shift
-                packet.stream = self.stream
-                self.container.mux(packet)
-            self.waiting = next(self.packets, None)
 
 
 # --------------------------------------------------------------------------------------------- OpenCV
@@ -223,10 +308,15 @@ def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndar
 def _write_opencv(path: Path, images: Iterator[np.ndarray], fps: Fraction) -> list[str]:
     first = next(images)
     codec = _OPENCV_CODECS[path.suffix.lower()]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
-    if not writer.isOpened():
-        raise MediaError(f"{path} cannot be written with OpenCV; install PyAV (pip install av) or write to a folder.")
-    for image in itertools.chain([first], images):
-        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    writer.release()
+    with _replacing(path) as part:
+        writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
+        try:
+            if not writer.isOpened():
+                raise MediaError(
+                    f"{path} cannot be written with OpenCV; install PyAV (pip install av) or write to a folder."
+                )
+            for image in itertools.chain([first], images):
+                writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        finally:
+            writer.release()
     return [f"{path.name} was written without PyAV: no sound, and a coarser codec ({codec})."]

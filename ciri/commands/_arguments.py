@@ -82,6 +82,51 @@ def choose_device(name: str) -> Any:
     return device
 
 
+def read_input(args: argparse.Namespace) -> Any:
+    """Read the clip, and refuse folders for it to be written to that hold images of another one.
+
+    Raises:
+        MediaError: see :func:`ciri.media.read_clip` and :func:`ciri.media.check_leftovers`.
+    """
+    from ciri import media
+
+    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    for path in _outputs(args).values():
+        media.check_leftovers(path, clip)
+    return clip
+
+
+def _outputs(args: argparse.Namespace) -> dict[str, Path]:
+    """What a clip is written to, by the argument that says so."""
+    given = {_flag(name): getattr(args, name, None) for name in ("output", "save_masks", "overlay")}
+    return {flag: path for flag, path in given.items() if path is not None}
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, or would take the place of an input, before any work is done.
+
+    Raises:
+        MediaError: see :func:`ciri.media.check_output` and :func:`ciri.media.check_apart`.
+    """
+    from ciri import media
+
+    outputs = _outputs(args)
+    inputs = {"INPUT": args.input}
+    if getattr(args, "masks", None):
+        inputs["--masks"] = args.masks
+    for name in ("mask", "keep"):
+        for number, path in enumerate(getattr(args, name) or ()):
+            inputs[_flag(name) + (f" {number + 1}" if number else "")] = path
+    for path in outputs.values():
+        media.check_output(path)
+    media.check_apart(outputs, inputs)
+
+
+def _flag(name: str) -> str:
+    """The argument as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
 def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str]]:
     """Return the painted masks (K, H, W), the frame of the clip each belongs to, and notes.
 

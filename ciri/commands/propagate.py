@@ -9,6 +9,7 @@ from typing import Any
 
 from ciri.commands import _arguments as shared
 from ciri.console import remark
+from ciri.numbering import number
 from ciri.propagation import registry as propagators
 
 
@@ -37,11 +38,10 @@ def run(args: argparse.Namespace) -> None:
     from ciri import media
     from ciri.pipeline import propagate
 
-    for output in filter(None, (args.output, args.overlay)):
-        media.check_output(output)
+    shared.check_outputs(args)
     device = shared.choose_device(args.device)
     propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
-    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    clip = shared.read_input(args)
     annotated, key_frames, notes = shared.read_annotations(args)
     keep, more = shared.read_keep(args)
     notes += more
@@ -54,5 +54,6 @@ def run(args: argparse.Namespace) -> None:
         shared.write_overlay(args.overlay, clip, track)
     shared.show_notes(notes)
     lowest = int(track.confidence.argmin())
-    remark(f"confidence: mean {track.confidence.mean():.2f}, lowest {track.confidence[lowest]:.2f} in frame {lowest}")
+    mean, worst = track.confidence.mean(), track.confidence[lowest]
+    remark(f"confidence: mean {mean:.2f}, lowest {worst:.2f} in frame {number(lowest)}")
     remark(f"{args.output}: {shared.summary(timings, len(clip.frames))}")

@@ -91,15 +91,14 @@ def run(args: argparse.Namespace) -> None:
         raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
     if args.bridge and not args.masks:
         raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
-    for output in filter(None, (args.output, args.save_masks, args.overlay)):
-        media.check_output(output)
+    shared.check_outputs(args)
     device = shared.choose_device(args.device)
     backbone = shared.built(backbones, args.backbone, args.backbone_weights, device)
     refinement: dict[str, Any] = {}
     if args.refine:
         refinement["detector"] = shared.built(detectors, args.detector, args.detector_weights, device)
         refinement["refine"] = RefinementSettings(mode=args.refine, time_budget=args.time_budget)
-    clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    clip = shared.read_input(args)
     options: dict[str, Any]
     if args.masks:
         masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames)

@@ -80,6 +80,15 @@ class Record:
         return sum(stage[clock] for stage in self.timing.values()) if self.timing else None
 
 
+def write_alone(folder: Path, frames: Tensor) -> None:
+    """Write a clip to a folder that is the evaluation's own, and nothing of what it held before."""
+    # what says that the frames count goes first, in case that it ends in between
+    for pattern in ("*.json", "*.png"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    write_clip(folder, frames)
+
+
 @dataclass
 class Runner:
     """Runs methods on cases and keeps the results under ``out``.
@@ -204,7 +213,7 @@ class CaseRun:
             timing = {**timing, "inpainting": taken}
             if method.refined:
                 result, masks, timing["refinement"] = self._refine(method, masks, result)
-            write_clip(folder, result)
+            write_alone(folder, result)
         # what is scored is what was written: rounded to 8 bits
         result = self.result(method)
         check_result(result, self.material.frames)
@@ -279,7 +288,7 @@ class CaseRun:
         with stopwatch(models.device) as taken:
             painted = material.masks[material.first]
             track = propagate(material.frames, painted, propagator, key_frames=[material.first], on_step=on_step)
-        write_clip(folder, track.probs)
+        write_alone(folder, track.probs)
         return {"timing": taken, "notes": track.notes, "confidence": track.confidence.tolist()}
 
     def _attend(self, source: str, folder: Path, on_step: OnStep) -> dict[str, Any]:
@@ -297,5 +306,5 @@ class CaseRun:
                 shadow=False,
                 on_step=part(on_step, 0.7, 1.0),
             )
-        write_clip(folder, fused)
+        write_alone(folder, fused)
         return {"timing": {**timing, "attention": taken}, "notes": notes}

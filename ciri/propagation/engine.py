@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ciri.errors import MaskError, OutOfMemoryError
+from ciri.numbering import ranges
 from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing
 from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore, part
@@ -26,6 +27,8 @@ from ciri.propagation.tracking import DirectedPass, Hints, MemoryPolicy, Predict
 from ciri.propagation.units import WorkUnits
 from ciri.shots import find_cuts
 
+#: A note names so many runs of frames.
+_MOST_RANGES = 8
 #: Share of the time that the guide takes, for the progress bar.
 GUIDE_SHARE = 0.25
 
@@ -238,15 +241,14 @@ class MemoryPropagator:
         notes = []
         cuts = find_cuts(frames)
         if cuts:
-            notes.append(f"New shots seem to begin at frames {_listed(cuts)}: check the masks after them.")
+            notes.append(f"New shots seem to begin at frames {ranges(cuts, _MOST_RANGES)}: check the masks after them.")
         if self.policy.store_above is not None:
             for o in range(blend.confidence.shape[1]):
                 lost = torch.nonzero(blend.confidence[:, o] < LOST_BELOW).flatten().tolist()
                 if lost:
                     which = "The target" if blend.confidence.shape[1] == 1 else f"Object {o}"
-                    notes.append(
-                        f"{which} is gone or lost in frames {_listed(lost)}; annotate one of them if it is there."
-                    )
+                    where = ranges(lost, _MOST_RANGES)
+                    notes.append(f"{which} is gone or lost in frames {where}; annotate one of them if it is there.")
         return notes
 
 
@@ -298,15 +300,3 @@ def _by_frame(annotations: Sequence[Annotation]) -> tuple[dict[int, dict[int, Te
     for a in sorted(annotations, key=lambda a: (a.frame, a.object)):
         frames.setdefault(a.frame, {})[a.object] = a.mask
     return frames, len(seen)
-
-
-def _listed(frames: Sequence[int]) -> str:
-    """3, 4, 5, 9 -> "3-5, 9"; long lists end in "..."."""
-    runs: list[list[int]] = []
-    for t in frames:
-        if runs and t == runs[-1][1] + 1:
-            runs[-1][1] = t
-        else:
-            runs.append([t, t])
-    text = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:8]]
-    return ", ".join(text) + (", ..." if len(runs) > 8 else "")

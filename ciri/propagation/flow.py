@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ciri.errors import CiriError
 from ciri.frames import check_annotation, check_key_frames
+from ciri.numbering import ranges
 from ciri.progress import OnStep, ignore
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.tracker import Step, TargetTracker
@@ -145,24 +146,12 @@ def _notes(track: MaskTrack, cuts: list[int]) -> list[str]:
     notes = []
     if cuts:
         notes.append(
-            f"A scene cut was found before frame {', '.join(map(str, cuts))}; annotate a frame of each scene that "
-            "shows the target."
+            f"A scene cut was found before frame {ranges(cuts)}; annotate a frame of each scene that shows the target."
         )
     lost = track.lost_frames()
     if lost:
         notes.append(f"The target is gone or was lost in frames {ranges(lost)}; their masks are empty.")
     return notes
-
-
-def ranges(indices: Sequence[int]) -> str:
-    """Write sorted frame numbers compactly: [1, 2, 3, 7] is "1-3, 7"."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _to_numpy(frame: Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import MaskError
+from ciri.numbering import number
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import MaskTrack, Propagator
 from ciri.propagation.engine import Annotation, MemoryPropagator
@@ -145,8 +146,8 @@ def _of_target(probs: Tensor) -> Tensor:
 def grouped(numbers: Sequence[int]) -> list[list[int]]:
     """Which annotations belong to which object: [0, 0, 7] is [[0, 2], [1]]."""
     objects: list[list[int]] = []
-    for i, number in enumerate(numbers):
-        n = list(numbers[:i]).count(number)
+    for i, frame in enumerate(numbers):
+        n = list(numbers[:i]).count(frame)
         if n == len(objects):
             objects.append([])
         objects[n].append(i)
@@ -168,8 +169,8 @@ def check_objects(numbers: Sequence[int], objects: int) -> None:
             f"{objects} objects are painted on one frame; expected at most {MOST_OBJECTS}. A mask for every frame "
             "needs no propagation: connect it to Inactivation inpaint."
         )
-    for number in numbers:
-        masks = list(numbers).count(number)
+    for frame in numbers:
+        masks = list(numbers).count(frame)
         if masks > objects:
             once = "once only" if objects == 1 else f"once for each of the {objects} objects"
-            raise MaskError(f"Frame {number} has {masks} masks; each frame can be annotated {once}.")
+            raise MaskError(f"Frame {number(frame)} has {masks} masks; each frame can be annotated {once}.")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ciri.numbering import ranges
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
-from ciri.propagation.flow import ranges
 from ciri.refinement.dropouts import compact, dropouts, runs, short_runs
 from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, touching
 

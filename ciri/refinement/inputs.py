@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ciri.errors import MaskError
 from ciri.frames import check_annotation
+from ciri.numbering import number
 
 
 def outside_inference(tensor: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def check(frames: Tensor, first_mask: Tensor, masks: Tensor, inpainted: Tensor, 
             raise MaskError(f"The {name} have shape {tuple(tensor.shape)}; expected {shape} as the clip has.")
     if first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
         raise MaskError(
-            f"The first mask is {tuple(first_mask.shape)} for frame {first_index}; expected "
+            f"The first mask is {tuple(first_mask.shape)} for frame {number(first_index)}; expected "
             f"{(1, height, width)} for one of the frames 0 to {count - 1}."
         )
     check_annotation(first_mask[None])

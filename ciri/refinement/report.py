@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ciri.propagation.flow import ranges
+from ciri.numbering import number, ranges
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class FrameReport:
     """One suspicious frame.
 
     Attributes:
-        frame: its index.
+        frame: its index in the clip; the text tells its number instead (:mod:`ciri.numbering`).
         before, after: residue scores in target areas; ``after`` is that of the frame as it is returned.
         area_ratio: area of the returned mask over that of the given one; 1.0 where nothing changed.
         accepted: whether a new mask was taken.
@@ -90,7 +90,7 @@ class RefinementReport:
         for entry in self.frames:
             if entry.accepted:
                 change = f"{entry.before:.3f} -> {entry.after:.3f}"
-                rows.append(f"{entry.frame:5d}  {change:>24s}  x {entry.area_ratio:.2f}")
+                rows.append(f"{number(entry.frame):5d}  {change:>24s}  x {entry.area_ratio:.2f}")
         return rows if len(rows) > 1 else []
 
 

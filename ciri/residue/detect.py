@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ciri.errors import MaskError
 from ciri.frames import check_annotation
+from ciri.numbering import number
 from ciri.progress import OnStep, ignore
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import boxes_of_clip, paste_map, search_window
@@ -69,7 +70,9 @@ def detect_residue(
             f"the first mask {tuple(first_mask.shape)} and the filmed frames {tuple(frames.shape)}; all have to agree."
         )
     if not 0 <= first_index < count:
-        raise MaskError(f"Frame number {first_index} is outside the clip; it has frames 0 to {count - 1}.")
+        raise MaskError(
+            f"Frame number {number(first_index)} is outside the clip; it has frames {number(0)} to {number(count - 1)}."
+        )
     check_annotation(first_mask[None])
     boxes = boxes_of_clip(masks, first_mask, first_index)
     maps, scores = torch.zeros(count, 1, *size), torch.zeros(count)

@@ -110,6 +110,22 @@ def test_propagate_from_a_later_frame_back_to_the_first(scene, tmp_path, capsys)
     assert len(list((tmp_path / "look").iterdir())) == COUNT
 
 
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("propagator", ["flow", "lite"])
+def test_frames_are_named_by_their_numbers_in_the_input(scene, tmp_path, capsys, start, propagator):
+    (tmp_path / "frames").mkdir()
+    for t in range(COUNT):
+        kind = "clean" if t >= 7 else "frames"
+        image = cv2.imread(str(scene / kind / f"{t:05d}.png"))
+        cv2.imwrite(str(tmp_path / "frames" / f"{t:05d}.png"), image)
+    call = ["propagate", tmp_path / "frames", "--start", start, "--mask", scene / "masks" / f"0000{start}.png"]
+    code, said = run(capsys, *call, "--propagator", propagator, "-o", tmp_path / "out")
+    assert code == 0 and "lost in frames 7-9;" in said, said
+    assert int(said.split("in frame ")[1].split()[0]) >= 7
+    code, said = run(capsys, *call, "--mask-frame", 12, "-o", tmp_path / "other")
+    assert code == 2 and f"number 12 is outside the clip; it has frames {start} to 9" in said
+
+
 def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
     """Half of the object is painted as what goes, the other half as what stays."""
     painted = cv2.imread(str(scene / "masks" / "00000.png"), cv2.IMREAD_GRAYSCALE)
@@ -176,6 +192,51 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(scene, tmp_path, capsys):
         assert code == 2 and len(lines) == 1 and lines[0].startswith("ciri: "), (arguments, said)
         assert words in lines[0], (arguments, said)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argument", ["-o", "--save-masks", "--overlay"])
+def test_a_folder_with_frames_of_a_longer_run_is_refused(scene, tmp_path, capsys, argument):
+    call = ["remove", scene / "frames", "--masks", scene / "masks", "--frames", 2]
+    call += ["-o", tmp_path / "out", "--save-masks", tmp_path / "m", "--overlay", tmp_path / "look"]
+    folder = call[call.index(argument) + 1]
+    folder.mkdir()
+    media.write_png(folder / "00000.png", np.zeros((4, 4), np.uint8))
+    assert run(capsys, *call)[0] == 0  # its own name: written again
+    media.write_png(folder / "00002.png", np.zeros((4, 4), np.uint8))
+    code, said = run(capsys, *call)
+    assert code == 2 and "00002.png" in said and "empty the folder" in said
+
+
+def test_outputs_may_not_take_the_place_of_inputs_or_of_one_another(tmp_path, capsys, monkeypatch):
+    """Refused by the paths alone: none of these files could be read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.mp4", "mask.png"):
+        (tmp_path / name).write_text("untouched")
+    for folder in ("frames", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("frames")
+    (tmp_path / "hard.mp4").hardlink_to("in.mp4")
+    (tmp_path / "masks" / "0.png").write_text("untouched")
+    mask = ["--mask", "mask.png"]
+    calls = [
+        ["remove", "in.mp4", *mask, "-o", "in.mp4"],
+        ["remove", "in.mp4", *mask, "-o", tmp_path / "frames" / ".." / "in.mp4"],
+        ["remove", "in.mp4", *mask, "-o", "hard.mp4"],
+        ["remove", "frames", *mask, "-o", "link"],
+        ["remove", "frames", "--masks", "masks", "-o", "masks"],
+        ["remove", "frames", *mask, "-o", "out", "--save-masks", "out"],
+        ["remove", "frames", *mask, "-o", "out", "--overlay", "./out"],
+        ["remove", "frames", *mask, "-o", "out", "--save-masks", "frames"],
+        ["remove", "frames", *mask, "--keep", "masks/0.png", "-o", "masks"],
+        ["propagate", "in.mp4", *mask, "-o", "out", "--overlay", "in.mp4"],
+        ["propagate", "frames", "--mask", "masks/0.png", "-o", "masks"],
+        ["propagate", "frames", *mask, "-o", "out", "--overlay", "out"],
+    ]
+    for arguments in calls:
+        code, said = run(capsys, *arguments)
+        assert code == 2 and ("would destroy it" in said or "a name of its own" in said), (arguments, said)
+    assert (tmp_path / "in.mp4").read_text() == (tmp_path / "masks" / "0.png").read_text() == "untouched"
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "frames").iterdir())
 
 
 def test_as_a_program_it_prints_no_traceback(tmp_path):

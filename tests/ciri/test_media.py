@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri import media, video_files
+from ciri import media, video_files, video_sound
 from ciri.errors import MediaError
 
 
@@ -72,6 +72,33 @@ def test_grey_alpha_and_16_bit_images_become_three_channels(tmp_path):
     assert torch.equal(media.read_clip(tmp_path / "alpha.png").frames, torch.full((1, 3, 4, 4), 200 / 255))
 
 
+def turned_photo(path):
+    """Write a JPEG lying on its side, 24 x 16, red on its left: upright it is 16 x 24, red at the top."""
+    image = np.full((16, 24, 3), 40, np.uint8)
+    image[:, :12, 2] = 250
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    # EXIF with one entry, orientation (0x0112) = 6: to be turned clockwise by a right angle
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"
+    exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01" + entry + bytes(4)
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+
+
+def test_photographs_are_read_upright(tmp_path):
+    turned_photo(tmp_path / "photo.jpg")
+    frame = media.read_clip(tmp_path / "photo.jpg").frames[0]
+    assert frame.shape == (3, 24, 16)
+    assert frame[0, :10].min() > 0.8 and frame[0, 14:].max() < 0.3
+    assert media.read_mask(tmp_path / "photo.jpg")[0].shape == (24, 16)
+
+
+def test_the_bits_that_are_lost_are_told(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((16, 16, 3), 50000, np.uint16))
+    clip = media.read_clip(tmp_path / "deep.png")
+    notes = media.write_clip(tmp_path / "out", clip.frames, clip)
+    assert len(notes) == 1 and "16" in notes[0]
+    assert media.write_clip(tmp_path / "masks", clip.frames[:, :1], clip) == []
+
+
 # ---------------------------------------------------------------------------------------------- videos
 
 
@@ -111,23 +138,37 @@ def test_masks_are_written_as_grey_video(tmp_path):
     assert again.shape == mask.shape and torch.equal((again > 0.5).float(), mask)
 
 
-def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24):
-    """A video of one colour per frame by PyAV alone; tag: colour matrix; sound: int16 samples at 8 kHz."""
+def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None, aspect=None, pixels="yuv420p"):
+    """A video of one colour per frame by PyAV alone.
+
+    tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz; shown: seconds of each frame, the first also the sound's;
+    aspect: width of a pixel over its height.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
-        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 32, 16, pixels
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if tag:
             stream.codec_context.colorspace = tag
         if sound is not None:
-            voice = container.add_stream(sound_codec, rate=8000, layout="mono")
-        for colour in rgb:
+            voice = container.add_stream(sound_codec, rate=8000, layout="mono" if sound.ndim == 1 else "stereo")
+        if shown:
+            stream.codec_context.time_base = Fraction(1, 90000)
+        for index, colour in enumerate(rgb):
             frame = av.VideoFrame.from_ndarray(np.broadcast_to(np.uint8(colour), (16, 32, 3)).copy(), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=tag)))
+            frame = frame.reformat(format=pixels, dst_colorspace=tag)
+            if shown:
+                frame.pts, frame.time_base = round(shown[index] * 90000), Fraction(1, 90000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if sound is not None:
-            block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
-            block.sample_rate, block.pts, block.time_base = 8000, 0, Fraction(1, 8000)
-            container.mux(voice.encode(block))
+            for start in range(0, sound.shape[-1], 800):
+                samples = np.ascontiguousarray(sound[..., start : start + 800].reshape(-1, 800))
+                block = av.AudioFrame.from_ndarray(samples, format="s16p", layout=voice.layout)
+                block.sample_rate, block.time_base = 8000, Fraction(1, 8000)
+                block.pts = start + (round(shown[0] * 8000) if shown else 0)
+                container.mux(voice.encode(block))
             container.mux(voice.encode())
     return path
 
@@ -143,23 +184,53 @@ def test_the_colour_matrix_of_a_file_is_used_and_kept(tmp_path):
     assert again.frames[1, :, 8, 8].mul(255).tolist() == pytest.approx([200, 30, 60], abs=3)
 
 
-def test_a_phone_video_is_turned_upright(tmp_path, video):
-    lying = media.read_clip(video).frames
-    data = bytearray(video.read_bytes())
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+def test_pixels_that_are_not_square_stay_so(tmp_path, suffix):
+    source = encode(tmp_path / "dv.mp4", [(90, 90, 90)] * 3, aspect=Fraction(16, 15))
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / f"out{suffix}", clip.frames, clip)
+    if suffix == ".webm":
+        assert len(notes) == 1 and "square" in notes[0]
+    else:
+        assert notes == [] and media.read_clip(tmp_path / f"out{suffix}").video.pixel_aspect == Fraction(16, 15)
+
+
+def test_a_video_of_10_bits_is_told_to_become_8(tmp_path):
+    source = encode(tmp_path / "hdr.mkv", [(90, 90, 90)] * 3, pixels="yuv420p10le")
+    clip = media.read_clip(source)
+    for name in ("out.mp4", "out"):
+        notes = media.write_clip(tmp_path / name, clip.frames, clip)
+        assert len(notes) == 1 and "8 bits" in notes[0] and "10" in notes[0]
+
+
+def turned_film(source, result):
+    """The same MP4, with a note that players have to turn it clockwise by a right angle."""
+    data = bytearray(source.read_bytes())
     # the display matrix of the track header: identity becomes a quarter turn
     matrix = data.index(b"tkhd") + 4 + 40
     one, turned = (1 << 16).to_bytes(4, "big"), (-(1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
     zero, corner = bytes(4), (1 << 30).to_bytes(4, "big")
     assert data[matrix : matrix + 4] == one
     data[matrix : matrix + 36] = zero + one + zero + turned + zero + zero + zero + zero + corner
-    (tmp_path / "phone.mp4").write_bytes(data)
+    result.write_bytes(data)
+
+
+def test_a_phone_video_is_turned_upright(tmp_path, video):
+    lying = media.read_clip(video).frames
+    turned_film(video, tmp_path / "phone.mp4")
     upright = media.read_clip(tmp_path / "phone.mp4").frames
-    # this matrix asks players to turn the picture clockwise
     assert torch.equal(upright, torch.rot90(lying, -1, (2, 3)))
     by_opencv = cv2.VideoCapture(str(tmp_path / "phone.mp4")).read()[1]
     assert by_opencv.shape[:2] == upright.shape[2:]
     expected = torch.from_numpy(by_opencv[..., ::-1].copy()).permute(2, 0, 1) / 255
     assert mean_error(upright[0], expected) < 6
+
+
+def test_pixels_of_a_turned_video_are_turned_along(tmp_path):
+    source = encode(tmp_path / "wide.mp4", [(90, 90, 90)] * 3, aspect=Fraction(4, 3))
+    assert media.read_clip(source).video.pixel_aspect == Fraction(4, 3)
+    turned_film(source, tmp_path / "phone.mp4")
+    assert media.read_clip(tmp_path / "phone.mp4").video.pixel_aspect == Fraction(3, 4)
 
 
 def pitch(path):
@@ -190,12 +261,113 @@ def test_sound_is_kept_from_the_first_frame_that_was_read(tmp_path):
     assert frequency == pytest.approx(400, abs=20) and length == pytest.approx(1, abs=0.2)
 
 
-def test_sound_that_the_container_cannot_hold_is_left_out_with_a_note(tmp_path):
+def times(path):
+    """When each frame of a file is shown, in seconds."""
+    with av.open(str(path)) as container:
+        return [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+
+
+def test_sound_is_found_where_the_clock_of_a_file_does_not_begin_at_0(tmp_path):
+    late = [10 + index / 24 for index in range(48)]
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 48, sound=two_tones(), shown=late)
+    assert times(source)[0] == 10
+    for start, expected in ((0, 400), (24, 1000)):
+        clip = media.read_clip(source, start=start, count=24)
+        assert media.write_clip(tmp_path / "out.mp4", clip.frames, clip) == []
+        assert times(tmp_path / "out.mp4")[0] == 0
+        frequency, length = pitch(tmp_path / "out.mp4")
+        assert frequency == pytest.approx(expected, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_an_avi_tells_no_times_of_reordered_frames(tmp_path):
+    source = encode(tmp_path / "loud.avi", [(i, 90, 255 - i) for i in range(0, 240, 5)], sound=two_tones())
+    clip = media.read_clip(source, start=24)
+    assert clip.video.times == ()
+    assert media.write_clip(tmp_path / "half.mp4", clip.frames, clip) == []
+    assert times(tmp_path / "half.mp4") == pytest.approx([index / 24 for index in range(24)], abs=1e-6)
+    frequency, length = pitch(tmp_path / "half.mp4")
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+#: 12 frames in the first second, 24 in the next.
+UNEVEN = [index / 12 for index in range(12)] + [1 + index / 24 for index in range(24)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_frames_of_different_length_keep_their_times_and_the_sound_its_place(tmp_path, suffix):
+    source = encode(tmp_path / "phone.mp4", [(90, 90, 90)] * 36, sound=two_tones(), shown=UNEVEN)
+    assert times(source) == pytest.approx(UNEVEN, abs=2e-3)
+    clip = media.read_clip(source)
+    media.write_clip(tmp_path / f"out{suffix}", clip.frames, clip)
+    assert times(tmp_path / f"out{suffix}") == pytest.approx(UNEVEN, abs=2e-3)
+    second = media.read_clip(source, start=12)
+    media.write_clip(tmp_path / f"half{suffix}", second.frames, second)
+    frequency, length = pitch(tmp_path / f"half{suffix}")
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_avi_cannot_keep_the_times_and_says_so(tmp_path):
+    source = encode(tmp_path / "phone.mp4", [(90, 90, 90)] * 36, shown=UNEVEN)
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / "out.avi", clip.frames, clip)
+    assert len(notes) == 1 and "equally long" in notes[0]
+    with av.open(str(tmp_path / "out.avi")) as container:
+        assert container.duration / av.time_base == pytest.approx(2, abs=0.1)
+
+
+def test_times_that_a_container_rounded_are_written_evenly(tmp_path):
+    source = encode(tmp_path / "even.mkv", [(90, 90, 90)] * 48)  # milliseconds: 0, 42, 83, 125, ...
+    clip = media.read_clip(source)
+    media.write_clip(tmp_path / "out.mp4", clip.frames, clip)
+    assert times(tmp_path / "out.mp4") == pytest.approx([index / 24 for index in range(48)], abs=1e-6)
+    assert media.read_clip(tmp_path / "out.mp4").fps == 24
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "result"),
+    [
+        ("loud.mkv", "aac", "out.webm"),  # refused as soon as it is asked for
+        ("loud.mkv", "flac", "out.mov"),  # when the header is written
+        ("loud.mkv", "libopus", "out.mov"),
+        ("loud.ts", "aac", "out.avi"),  # at its first packet
+        ("loud.avi", "pcm_s16le", "out.mp4"),  # when the file is closed
+    ],
+)
+def test_sound_that_the_container_cannot_hold_is_encoded_anew_with_a_note(tmp_path, source, codec, result):
+    stereo = np.stack([two_tones()] * 2)
+    source = encode(tmp_path / source, [(90, 90, 90)] * 48, sound=stereo, sound_codec=codec)
+    second_half = media.read_clip(source, start=24)
+    notes = media.write_clip(tmp_path / result, second_half.frames, second_half)
+    assert len(notes) == 1 and "encoded anew" in notes[0] and codec.removeprefix("lib") in notes[0]
+    assert len(media.read_clip(tmp_path / result).frames) == 24
+    frequency, length = pitch(tmp_path / result)
+    assert frequency == pytest.approx(1000, abs=20) and length == pytest.approx(1, abs=0.2)
+
+
+def test_sound_that_cannot_even_be_encoded_anew_is_left_out_with_a_note(tmp_path, monkeypatch):
     source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1))
     clip = media.read_clip(source)
+
+    def refuse(*_):
+        raise ValueError("no such encoder")
+
+    monkeypatch.setattr(video_sound.EncodedSound, "_add_stream", refuse)
     notes = media.write_clip(tmp_path / "out.webm", clip.frames, clip)
-    assert len(notes) == 1 and "sound" in notes[0] and "aac" in notes[0]
+    assert len(notes) == 1 and "sound was left out" in notes[0] and "no such encoder" in notes[0]
     assert len(media.read_clip(tmp_path / "out.webm").frames) == 24
+
+
+def test_what_is_wrong_with_the_picture_is_not_put_down_to_the_sound(tmp_path, monkeypatch):
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1))
+    clip = media.read_clip(source)
+
+    def refuse(*_):
+        raise ValueError("no such picture")
+
+    monkeypatch.setattr(video_files, "_picture_stream", refuse)
+    with pytest.raises(MediaError, match="cannot be encoded: no such picture"):
+        media.write_clip(tmp_path / "out.mp4", clip.frames, clip)
+    assert [file.name for file in tmp_path.iterdir()] == ["loud.mkv"]
 
 
 def test_without_pyav_opencv_reads_and_writes(tmp_path, video, monkeypatch):
@@ -209,6 +381,41 @@ def test_without_pyav_opencv_reads_and_writes(tmp_path, video, monkeypatch):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(MediaError, match="text"):
         media.read_clip(tmp_path / "text.mp4")
+
+
+def test_a_video_may_take_the_place_of_its_source(tmp_path):
+    # 6 MB of sound, more than is read at once
+    noise = np.random.default_rng(0).integers(-9999, 9999, 400 * 8000, np.int16)
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 400, sound=noise, sound_codec="flac", rate=1)
+    clip = media.read_clip(source)
+    assert media.write_clip(source, clip.frames, clip) == []
+    assert len(media.read_clip(source).frames) == 400
+    assert pitch(source)[1] == pytest.approx(400, abs=1)
+    assert [file.name for file in tmp_path.iterdir()] == ["loud.mkv"]
+
+
+@pytest.mark.parametrize("pyav", [True, False])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, video, monkeypatch, failure, pyav):
+    before = video.read_bytes()
+
+    def images():
+        # more than encoders look ahead, so that some of it is in the file
+        yield from [np.zeros((48, 64, 3), np.uint8)] * 80
+        raise failure
+
+    if not pyav:
+        monkeypatch.setattr(video_files, "av", None)
+    with pytest.raises(failure):
+        video_files.write_video(video, images, Fraction(24))
+    assert video.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [video.name]
+
+
+def test_a_video_is_written_where_a_link_leads(tmp_path, video):
+    (tmp_path / "link.mp4").symlink_to(video)
+    media.write_clip(tmp_path / "link.mp4", smooth_clip(3))
+    assert (tmp_path / "link.mp4").is_symlink() and len(media.read_clip(video).frames) == 3
 
 
 # ---------------------------------------------------------------------------------------------- masks
@@ -239,6 +446,33 @@ def test_mask_kinds(tmp_path):
     mask, notes = read(np.uint8(shape * 200))  # soft grey levels stay
     assert torch.equal(mask, target * (200 / 255)) and notes == []
     assert not read(np.zeros((8, 8), np.uint8))[0].any()
+    # painted in ComfyUI on a picture that is white nearly everywhere
+    mask, notes = read(np.dstack([np.uint8([254]) * np.ones((8, 8, 3), np.uint8), 255 * (1 - shape)]))
+    assert torch.equal(mask, target) and notes == []
+
+
+@pytest.mark.parametrize("white", [np.uint8(255), np.uint16(65535)])
+def test_white_on_a_transparent_ground_is_the_object(tmp_path, white):
+    shape = np.zeros((8, 8), white.dtype)
+    shape[2:5, 3:7] = 1
+    for number, image in enumerate([shape, 0 * shape]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.dstack([white * image] * 4))
+    mask, notes = media.read_mask(tmp_path / "0.png")
+    assert torch.equal(mask, torch.from_numpy(shape.astype(np.float32))) and "opaque" in notes[0]
+    # the object is gone: the second image is transparent everywhere
+    masks, notes = media.read_masks(tmp_path)
+    assert masks.sum((1, 2, 3)).tolist() == [12, 0] and len(notes) == 1
+
+
+@pytest.mark.parametrize("label", [1, 100, 1000])
+def test_labels_of_16_bits(tmp_path, label):
+    shape = np.zeros((8, 8), np.uint16)
+    shape[2:5, 3:7] = 1
+    cv2.imwrite(str(tmp_path / "labels.png"), label * shape)
+    mask, notes = media.read_mask(tmp_path / "labels.png")
+    assert torch.equal(mask, torch.from_numpy(shape.astype(np.float32))) and f"0 to {label}" in notes[0]
+    cv2.imwrite(str(tmp_path / "grey.png"), np.uint16(50000) * shape)
+    assert media.read_mask(tmp_path / "grey.png")[0].max() == pytest.approx(50000 / 65535)
 
 
 def test_masks_of_a_folder(tmp_path):
@@ -267,7 +501,11 @@ def bad_inputs(folder):
     media.write_png(cut / "0.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
     (cut / "0.png").write_bytes((cut / "0.png").read_bytes()[:60])
     cv2.imwrite(str(folder / "float.tiff"), np.zeros((4, 4), np.float32))
+    (folder / "twice").mkdir()
+    for name in ("0.png", "1.png", "1.jpg"):
+        cv2.imwrite(str(folder / "twice" / name), np.zeros((4, 4, 3), np.uint8))
     return {
+        "twice": "both 1.jpg and 1.png",
         "missing.mp4": "does not exist",
         "empty": "holds no image",
         "text.mp4": "no video that can be read",

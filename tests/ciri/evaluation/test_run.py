@@ -163,6 +163,16 @@ def test_old_results_that_no_longer_count_are_made_again(cases, runner, damage, 
     assert json.loads(scores.read_text())["frames"] == COUNT
 
 
+def test_no_frames_of_an_earlier_run_are_left(cases, runner):
+    found = find_cases(cases)[:1]
+    runner.run(found, [GREY])
+    runner.settings = Settings(limit=3, grow=0, feather=0)
+    runner.run(found, [GREY])
+    for folder in ("masks/still/alpha", "results/still-grey/alpha"):
+        assert sorted(file.name for file in (runner.out / folder).glob("*.png")) == [f"0000{t}.png" for t in range(3)]
+        assert len(list((runner.out / folder).glob("*.json"))) == 1
+
+
 def test_results_that_another_program_made(cases, runner, tmp_path):
     other = tmp_path / "theirs"
     shutil.copytree(cases / "alpha/clean", other / "alpha")

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ciri.errors import CiriError, MaskError
+from ciri.numbering import ranges
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
-from ciri.propagation.flow import FlowPropagator, ranges
+from ciri.propagation.flow import FlowPropagator
 
 SIZE = (96, 128)
 
@@ -219,8 +220,3 @@ def test_annotations_that_cannot_be_used_are_refused():
         FlowPropagator().propagate(frames, torch.ones(1, 1, *SIZE), [0])
     with pytest.raises(MaskError, match="outside the clip"):
         FlowPropagator().propagate(frames, masks[:1].float(), [7])
-
-
-def test_ranges_of_frame_numbers():
-    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
-    assert ranges([]) == ""
