@@ -99,7 +99,7 @@ def _lite_training(args: argparse.Namespace) -> Callable[..., Path]:
         half, quarter, eighth, sixteenth = (int(count) for count in args.channels.split(","))
     except ValueError:
         raise TrainingError(f"--channels {args.channels!r}: expected four numbers, such as 32,64,128,192.") from None
-    args.crop = parse_size(args.crop, "192x128")[::-1]
+    args.crop = parse_size(args.crop, "192x128", "--crop")[::-1]
     config = LiteConfig(half=half, quarter=quarter, eighth=eighth, sixteenth=sixteenth, deep=args.deep)
     return partial(train_backbone, Settings(config=config, **_common(args, Settings)))
 

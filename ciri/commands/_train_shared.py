@@ -19,8 +19,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=16, help="threads or processes that make clips (default 16)")
 
 
-def parse_size(text: str, example: str) -> tuple[int, int]:
-    """Return (width, height) of WIDTHxHEIGHT.
+def parse_size(text: str, example: str, option: str = "--size") -> tuple[int, int]:
+    """Return (width, height) of WIDTHxHEIGHT, as it was given with an option.
 
     Raises:
         TrainingError: not two numbers.
@@ -28,5 +28,5 @@ def parse_size(text: str, example: str) -> tuple[int, int]:
     try:
         width, height = (int(side) for side in text.split("x"))
     except ValueError:
-        raise TrainingError(f"--size {text!r}: expected WIDTHxHEIGHT, such as {example}.") from None
+        raise TrainingError(f"{option} {text!r}: expected WIDTHxHEIGHT, such as {example}.") from None
     return width, height

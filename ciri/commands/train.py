@@ -70,7 +70,7 @@ def _train_propagator(args: argparse.Namespace) -> None:
         height=height,
         width=width,
         seed=args.seed,
-        window=parse_size(args.window, "256x176")[::-1],
+        window=parse_size(args.window, "256x176", "--window")[::-1],
         enlarge=args.enlarge,
         pool=args.pool,
         reuse=args.reuse,
