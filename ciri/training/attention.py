@@ -276,6 +276,7 @@ def train_attention(
             log_every=settings.log_every,
             look_every=settings.look_every,
             look=look,
+            say=say,
             on_step=on_step,
         )
     for note in run.notes:

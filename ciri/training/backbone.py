@@ -97,6 +97,7 @@ def train_backbone(
             look_every=settings.look_every,
             look=look,
             device=settings.device,
+            say=say,
             on_step=on_step,
         )
     finally:

@@ -191,6 +191,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
             look_every=settings.look_every,
             look=look,
             device=device,
+            say=say,
             on_step=on_step,
         )
     finally:
@@ -313,7 +314,7 @@ def _command(settings: Settings) -> str:
     named = ("batch", "rate", "enlarge", "own_share", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes")
     for name in named:
         value = getattr(settings, name)
-        if value != getattr(usual, name):
+        if value not in (getattr(usual, name), math.inf):
             options.append(f"--{name.replace('_', '-')} {value:g}")
     for name, (height, width) in (("size", (settings.height, settings.width)), ("window", settings.window)):
         if (height, width) not in ((usual.height, usual.width), usual.window):

@@ -220,6 +220,7 @@ def train_residue(
             log_every=settings.log_every,
             look_every=settings.look_every,
             look=look,
+            say=say,
             on_step=on_step,
         )
     for note in run.notes:
