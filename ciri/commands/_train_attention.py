@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ciri.commands import _arguments as shared
+from ciri.commands._train_shared import add_plan, plan_of
 from ciri.console import remark
+
+#: Most steps, where none are given.
+STEPS = 6000
 
 
 def add_parser(networks: Any) -> None:
@@ -16,9 +20,7 @@ def add_parser(networks: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; continued if it is there")
     parser.add_argument("--keep", type=Path, help="folder for the examples, shared by several runs (default: in --out)")
     parser.add_argument("--init", type=Path, help="exported weights to begin with")
-    parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on later")
-    parser.add_argument("--plan-minutes", type=float, help="minutes of all calls together (default: --minutes)")
-    parser.add_argument("--steps", type=int, default=6000, help="most steps of all calls together (default 6000)")
+    add_plan(parser, STEPS)
     parser.add_argument("--batch", type=int, default=12, help="examples per step (default 12)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default 1e-3)")
     parser.add_argument("--scenes", type=int, default=400, help="scenes of eight examples, made beside (default 400)")
@@ -36,7 +38,7 @@ def _train(args: argparse.Namespace) -> None:
     from ciri.training.attention import Settings, train_attention
 
     given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    settings = Settings(**given)
+    settings = Settings(**{**given, **plan_of(args, STEPS)})
     with shared.progress("training") as bar:
         weights = train_attention(settings, say=remark, on_step=bar)
     remark(f"{weights}: copy it to weights/ once 'python -m ciri evaluate' says that it is better")

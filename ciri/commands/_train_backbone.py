@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ciri.commands import _arguments as shared
-from ciri.commands._train_shared import add_run, parse_size
+from ciri.commands._train_shared import STEPS, add_run, parse_size, plan_of
 from ciri.console import remark
 
 #: What an option is where it is not given: for the lite backbone, and for the published ones.
 DEFAULTS: dict[str, tuple[Any, Any]] = {
-    "steps": (20_000, None),
     "batch": (6, 8),
     "length": (12, 24),
     "rate": (1e-3, 2e-5),
@@ -27,7 +26,6 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
 def add_parser(networks: Any) -> None:
     parser = networks.add_parser("backbone", help="the backbone lite, or a published one with --model")
     add_run(parser)
-    parser.set_defaults(steps=None)
     parser.add_argument("--model", default="lite", help="lite, e2fgvi, e2fgvi_hq, fuseformer, dstt or sttn")
     parser.add_argument("--init", type=Path, help="weights to begin with; the published checkpoint with --model")
     parser.add_argument("--batch", type=int, help="clips per step and process (default 6; published 8)")
@@ -99,7 +97,8 @@ def _lite_training(args: argparse.Namespace) -> Callable[..., Path]:
         half, quarter, eighth, sixteenth = (int(count) for count in args.channels.split(","))
     except ValueError:
         raise TrainingError(f"--channels {args.channels!r}: expected four numbers, such as 32,64,128,192.") from None
-    args.crop = parse_size(args.crop, "192x128")[::-1]
+    args.crop = parse_size(args.crop, "192x128", "--crop")[::-1]
+    vars(args).update(plan_of(args, STEPS))
     config = LiteConfig(half=half, quarter=quarter, eighth=eighth, sixteenth=sixteenth, deep=args.deep)
     return partial(train_backbone, Settings(config=config, **_common(args, Settings)))
 

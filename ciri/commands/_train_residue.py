@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ciri.commands import _arguments as shared
+from ciri.commands._train_shared import add_plan, plan_of
 from ciri.console import remark
+
+#: Most steps, where none are given.
+STEPS = 4000
 
 
 def add_parser(networks: Any) -> None:
@@ -16,9 +20,7 @@ def add_parser(networks: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; continued if it is there")
     parser.add_argument("--init", type=Path, required=True, help="pretrained EfficientNet-Lite0 (.safetensors)")
     parser.add_argument("--go-on-from", type=Path, help="exported weights to begin with")
-    parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on later")
-    parser.add_argument("--plan-minutes", type=float, help="minutes of all calls together (default: --minutes)")
-    parser.add_argument("--steps", type=int, default=4000, help="most steps of all calls together (default 4000)")
+    add_plan(parser, STEPS)
     parser.add_argument("--batch", type=int, default=32, help="samples per step (default 32)")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate (default 2e-3)")
     parser.add_argument("--files", type=int, default=60, help="files of 16 composites each, made beside (default 60)")
@@ -37,16 +39,14 @@ def _train(args: argparse.Namespace) -> None:
         "out",
         "init",
         "go_on_from",
-        "minutes",
-        "plan_minutes",
-        "steps",
         "batch",
         "rate",
         "files",
         "held",
         "seed",
     )
-    settings = Settings(**{name: getattr(args, name) for name in (*names, "workers", "look_every")})
+    given = {name: getattr(args, name) for name in (*names, "workers", "look_every")}
+    settings = Settings(**given, **plan_of(args, STEPS))
     with shared.progress("training") as bar:
         weights = train_residue(settings, say=remark, on_step=bar)
     remark(f"{weights}: copy it to weights/ once benchmarks/residue_detection.py says that it is better")

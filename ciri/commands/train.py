@@ -10,7 +10,7 @@ from ciri.commands import _arguments as shared
 from ciri.commands import _train_attention as attention
 from ciri.commands import _train_backbone as backbone
 from ciri.commands import _train_residue as residue
-from ciri.commands._train_shared import add_run, parse_size
+from ciri.commands._train_shared import STEPS, add_run, parse_size, plan_of
 from ciri.console import remark
 
 
@@ -62,15 +62,13 @@ def _train_propagator(args: argparse.Namespace) -> None:
         average_with=args.average_with,
         own_share=args.own_share,
         device=str(shared.choose_device(args.device)),
-        minutes=args.minutes,
-        plan_minutes=args.plan_minutes,
-        steps=args.steps,
+        **plan_of(args, STEPS),
         batch=args.batch,
         rate=args.rate,
         height=height,
         width=width,
         seed=args.seed,
-        window=parse_size(args.window, "256x176")[::-1],
+        window=parse_size(args.window, "256x176", "--window")[::-1],
         enlarge=args.enlarge,
         pool=args.pool,
         reuse=args.reuse,

@@ -39,6 +39,7 @@ from ciri.inactivation.evidence import Evidence
 from ciri.progress import OnStep, ignore
 from ciri.training.attention_data import Example, fill_folder, load, unpack
 from ciri.training.attention_report import validate
+from ciri.training.checks import check_numbers
 from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace
 from ciri.training.run import RunFolder, fit
@@ -235,8 +236,9 @@ def train_attention(
     """Train, continuing the run in ``settings.out`` if there is one; return the file of exported weights.
 
     Raises:
-        TrainingError: no data, a folder of another run, a loss that is not a number.
+        TrainingError: impossible numbers, no data, a folder of another run, a loss that is not a number.
     """
+    check_numbers(settings)
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed, **settings.config.to_dict()})
     open_library(settings.data)  # refuses a wrong folder before anything is made
     trainer = Trainer(settings)
@@ -274,6 +276,7 @@ def train_attention(
             log_every=settings.log_every,
             look_every=settings.look_every,
             look=look,
+            say=say,
             on_step=on_step,
         )
     for note in run.notes:

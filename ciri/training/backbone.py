@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ciri.errors import TrainingError
 from ciri.inpainting.lite import ARCHITECTURE
-from ciri.inpainting.lite_network import LiteNetwork
+from ciri.inpainting.lite_network import MULTIPLE, LiteConfig, LiteNetwork
 from ciri.progress import OnStep, ignore
 from ciri.training.backbone_settings import VARIANTS, Settings
 from ciri.training.backbone_trainer import BackboneTrainer, candidate_maps, grow_batch
+from ciri.training.checks import check_numbers, check_sides
 from ciri.training.distributed import Team, wait_for_all
 from ciri.training.run import RunFolder, fit, open_run, write_atomically
 from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream, Source
@@ -39,8 +41,13 @@ def train_backbone(
         on_step: progress callback; may raise to stop.
 
     Raises:
-        TrainingError: no data, a folder of another run, or a loss that is not a number.
+        TrainingError: impossible numbers, no data, a folder of another run, or a loss that is
+            not a number.
     """
+    check_numbers(settings)
+    check_sides("Clips", settings.height, settings.width, MULTIPLE)
+    check_sides("Crops", *settings.crop, MULTIPLE)
+    check_network(settings.config)
     team = team or Team(0, 1, settings.device)
     run = open_run(settings.out, settings.identity(), team)
     trainer = BackboneTrainer(settings)
@@ -90,6 +97,7 @@ def train_backbone(
             look_every=settings.look_every,
             look=look,
             device=settings.device,
+            say=say,
             on_step=on_step,
         )
     finally:
@@ -97,6 +105,15 @@ def train_backbone(
         for note in run.notes:
             say(note)
     return export(trainer, run, done) if team.main else weights_file(trainer, run)
+
+
+def check_network(config: LiteConfig) -> None:
+    """Raise TrainingError: a network without channels, or with fewer than no blocks."""
+    channels = (config.half, config.quarter, config.eighth, config.sixteenth)
+    if min(channels) < 1:
+        raise TrainingError(f"--channels {','.join(map(str, channels))}: expected four numbers of 1 or more.")
+    if config.deep < 0:
+        raise TrainingError(f"--deep {config.deep}: expected 0 or more.")
 
 
 def _copied(values: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.propagation.lite import LiteNetwork
+from ciri.training.checks import check_numbers, check_sides
 from ciri.training.data import Library, open_library
 from ciri.training.film import Dice
 from ciri.training.located import read_placements, together
@@ -116,11 +117,12 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         on_step: progress callback; if it raises, the state is saved first.
 
     Raises:
-        TrainingError: no data, no such device, a folder of another run, a loss that is not a number.
+        TrainingError: impossible numbers, no data, no such device, a folder of another run,
+            a loss that is not a number.
     """
-    for what, height, width in (("Frames", settings.height, settings.width), ("Windows", *settings.window)):
-        if height % 16 or width % 16:
-            raise TrainingError(f"{what} of {width}x{height}: both sides have to be divisible by 16.")
+    check_numbers(settings)
+    check_sides("Frames", settings.height, settings.width, 16)
+    check_sides("Windows", *settings.window, 16)
     if not settings.enlarge >= 1:
         raise TrainingError(f"Clips are to be enlarged by up to {settings.enlarge}; expected 1 (as they are) or more.")
     if not 0 <= settings.own_share <= 1:
@@ -189,6 +191,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
             look_every=settings.look_every,
             look=look,
             device=device,
+            say=say,
             on_step=on_step,
         )
     finally:
@@ -311,7 +314,7 @@ def _command(settings: Settings) -> str:
     named = ("batch", "rate", "enlarge", "own_share", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes")
     for name in named:
         value = getattr(settings, name)
-        if value != getattr(usual, name):
+        if value not in (getattr(usual, name), math.inf):
             options.append(f"--{name.replace('_', '-')} {value:g}")
     for name, (height, width) in (("size", (settings.height, settings.width)), ("window", settings.window)):
         if (height, width) not in ((usual.height, usual.width), usual.window):

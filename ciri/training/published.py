@@ -16,6 +16,7 @@ from torch import Tensor
 from ciri.checkpoints import write_safetensors
 from ciri.progress import OnStep, ignore
 from ciri.training.backbone_trainer import write_sheet
+from ciri.training.checks import check_numbers, check_sides
 from ciri.training.distributed import Team
 from ciri.training.published_data import Numbers, Windows, WindowSamples, load_windows
 from ciri.training.published_trainer import PublishedTrainer, Settings
@@ -40,9 +41,12 @@ def train_published(
         on_step: progress callback; may raise to stop.
 
     Raises:
-        TrainingError: no data, a folder of another run, windows that do not fit, a loss that is not a number.
+        TrainingError: impossible numbers, no data, a folder of another run, windows that do not fit,
+            a loss that is not a number.
         CheckpointError: the checkpoint cannot be used.
     """
+    check_numbers(settings)
+    check_sides("Clips", settings.height, settings.width)
     team = team or Team(0, 1, settings.device)
     samples = window_samples(settings)
     trainer = PublishedTrainer(settings)

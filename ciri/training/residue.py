@@ -26,6 +26,7 @@ from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.propagation.lite_encoder import Lite0Encoder
 from ciri.residue.lite import ARCHITECTURE, ResidueNetwork, load_lite
+from ciri.training.checks import check_numbers
 from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace
 from ciri.training.propagator_weights import load_pretrained
@@ -180,8 +181,10 @@ def train_residue(
     """Train, continuing the run in ``settings.out`` if there is one; return the file of exported weights.
 
     Raises:
-        TrainingError: no data, no pretrained encoder, a folder of another run, a loss that is not a number.
+        TrainingError: impossible numbers, no data, no pretrained encoder, a folder of another run,
+            a loss that is not a number.
     """
+    check_numbers(settings)
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed})
     open_library(settings.data)  # refuses a wrong folder before anything is made
     trainer = Trainer(settings)
@@ -217,6 +220,7 @@ def train_residue(
             log_every=settings.log_every,
             look_every=settings.look_every,
             look=look,
+            say=say,
             on_step=on_step,
         )
     for note in run.notes:

@@ -182,6 +182,7 @@ def fit(
     look_every: int = 500,
     look: Callable[[int], Mapping[str, float]] | None = None,
     device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
     on_step: OnStep = ignore,
 ) -> int:
     """Train until the steps or the minutes are used up; return the number of steps done in all calls together.
@@ -195,13 +196,15 @@ def fit(
         step: does one optimisation step.
         steps: steps of the whole plan.
         minutes: stop this call after so many minutes; None = no limit.
-        plan_minutes: minutes of the whole plan, all calls together (default: ``minutes``). A call after its end trains
-            no more, and looks once.
+        plan_minutes: minutes of the whole plan, all calls together; infinite: the steps alone are the plan. A call
+            after its end trains no more, and looks once. Default: ``minutes``; a call after their end says so, and
+            trains on at progress 1.
         log_every: steps between rows of the curves (means over these steps); losses are checked there.
         save_minutes: minutes between checkpoints.
         look_every, look: every so many steps, and at the end, ``look(steps done)`` validates, writes samples and
             returns values to log.
         device: where restored tensors go.
+        say: told a sentence where the schedule is over.
         on_step: progress callback, in shares of the plan (steps, or minutes where these end first); if it raises,
             the state is saved first.
 
@@ -229,6 +232,12 @@ def fit(
     def over() -> bool:
         return plan_minutes is not None and seconds() >= plan
 
+    # not to the second: a call that reads its data more quickly trains a little longer
+    if plan_minutes is None and minutes is not None and done < steps and before >= 0.95 * plan:
+        say(
+            f"The schedule of {plan / 60:.3g} minutes (--minutes) ended with an earlier call: this one trains on with "
+            "the last learning rate. For a longer schedule give --plan-minutes, the minutes of all calls, or --steps."
+        )
     out_of_time = over()
     try:
         while done < steps and not out_of_time:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -75,6 +76,27 @@ def test_a_plan_that_is_over_is_looked_at_and_not_trained_on(tmp_path):
     assert go(**plan) == done and not seen and looks == [done, done]
     go(**{**plan, "plan_minutes": 0.4 / 60})  # a longer plan goes on
     assert seen and seen[0][0] == done
+
+
+def test_a_call_after_the_minutes_of_the_schedule_says_so_and_trains_on(tmp_path):
+    said = []
+    for call in range(2):
+        _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
+        go(steps=10**9, minutes=0.2 / 60, say=said.append)
+        assert seen and len(said) == call
+    assert "The schedule of 0.00333 minutes (--minutes) ended with an earlier call" in said[0]
+    assert all(word in said[0] for word in ("trains on with the last learning rate", "--plan-minutes", "--steps"))
+    assert seen[0][1] == 1
+
+
+def test_minutes_only_end_a_call_where_the_steps_are_the_plan(tmp_path):
+    said, before = [], -1
+    for _ in range(2):
+        _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
+        go(steps=10**6, minutes=0.1 / 60, plan_minutes=math.inf, say=said.append)
+        assert seen[0][0] == before + 1 and all(progress == step / 10**6 for step, progress in seen)
+        before = seen[-1][0]
+    assert not said
 
 
 def test_checkpoints_are_pruned(tmp_path):
