@@ -79,7 +79,8 @@ def _saved(clip: Tensor, fps: float) -> ui.SavedResult:
 
 def _resized(clip: Tensor, height: int, width: int) -> Tensor:
     """Resize a clip frame by frame, so that Cancel is heard."""
-    result = clip.new_empty((*clip.shape[:2], height, width))
+    # channels innermost, as the encoder of videos and ComfyUI's IMAGE want them: no second copy is made for these
+    result = clip.new_empty((len(clip), height, width, clip.shape[1])).movedim(-1, 1)
     for small, frame in zip(result, clip, strict=True):
         comfy.model_management.throw_exception_if_processing_interrupted()
         small[:] = F.interpolate(frame[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
