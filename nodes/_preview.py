@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from fractions import Fraction
+from typing import TypeVar
 
 import av
 import comfy.model_management
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from ciri.compare import overlay
 from ciri.heat import heat
+
+T = TypeVar("T")
 
 #: Longest side of a preview in pixels.
 PREVIEW_SIDE = 640
@@ -45,15 +49,20 @@ def masks_preview(frames: Tensor, before: Tensor, after: Tensor) -> Tensor:
 def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo | None:
     """Write a clip (T, 3, H, W) as a small video to ComfyUI's temp folder; the node shows it as a player.
 
-    Where it cannot be written (a full disk, a temp folder that is read-only), there is none, and a warning says why.
+    Where it cannot be written (a full disk, a temp folder that is read-only), there is none: see :func:`if_writable`.
     """
     small = preview_size(clip)
     # H.264 with 4:2:0 chroma takes even sizes only
     height, width = (max(2, side // 2 * 2) for side in small.shape[2:])
     if (height, width) != tuple(small.shape[2:]):
         small = _resized(small, height, width)
+    return if_writable(lambda: ui.PreviewVideo([_saved(small, fps)]))
+
+
+def if_writable(write: Callable[[], T]) -> T | None:
+    """Return what writing a preview returns; None, and a warning in the log, where it cannot be written."""
     try:
-        return ui.PreviewVideo([_saved(small, fps)])
+        return write()
     except (OSError, av.error.FFmpegError) as error:
         # the node's work is done by now, and may have taken an hour: it is not lost for a look at it
         logging.warning("CIRI: a node's preview could not be written (%s); its outputs are whole.", error)
@@ -79,7 +88,8 @@ def _saved(clip: Tensor, fps: float) -> ui.SavedResult:
 
 def _resized(clip: Tensor, height: int, width: int) -> Tensor:
     """Resize a clip frame by frame, so that Cancel is heard."""
-    result = clip.new_empty((*clip.shape[:2], height, width))
+    # channels innermost, as the encoder of videos and ComfyUI's IMAGE want them: no second copy is made for these
+    result = clip.new_empty((len(clip), height, width, clip.shape[1])).movedim(-1, 1)
     for small, frame in zip(result, clip, strict=True):
         comfy.model_management.throw_exception_if_processing_interrupted()
         small[:] = F.interpolate(frame[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)

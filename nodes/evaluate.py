@@ -9,6 +9,7 @@ from ciri.evaluation.clip import evaluate_clip
 from ciri.evaluation.raster import rasterise
 
 from ._adapt import CATEGORY, choose, plain_errors, progress, to_clip, to_image, to_masks
+from ._preview import if_writable
 
 #: What the reference shows.
 CLEAN, ORIGINAL = "clean: without the object", "original: with the object"
@@ -65,5 +66,5 @@ class EvaluateRemoval(io.ComfyNode):
         measured = evaluate_clip(made, true, compared, clean=clean, tracked=tracked, on_step=progress())
         plot = to_image(rasterise(measured.plot)[None])
         text = "\n".join([measured.text, *(f"- {note}" for note in notes)])
-        shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(text, plot, ui=shown)
+        picture = if_writable(lambda: ui.PreviewImage(plot, cls=cls).as_dict())
+        return io.NodeOutput(text, plot, ui={**(picture or {}), **ui.PreviewText(text).as_dict()})

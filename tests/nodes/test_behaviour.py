@@ -181,6 +181,13 @@ def test_a_large_clip_is_previewed_small(run):
     assert (tinted[:, 47:87, 325:] > 0).any(-1).all() and not tinted[:, :40].any() and not tinted[..., :315, :].any()
 
 
+def test_a_small_copy_of_a_clip_is_a_picture_as_it_is(pack):
+    from ciri_pack.nodes._preview import preview_size
+
+    small = preview_size(torch.rand(2, 3, 360, 1280))
+    assert small.shape == (2, 3, 180, 640) and small.movedim(1, -1).is_contiguous()
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), av.error.EncoderNotFoundError(1, "none")])
 def test_work_is_handed_on_though_its_preview_cannot_be_written(run, monkeypatch, caplog, error):
     from comfy_api.latest import InputImpl

@@ -75,6 +75,22 @@ def test_progress_is_shown(run, monkeypatch):
     assert len(shown) > 20 and shown == sorted(shown) and shown[-1] == 1
 
 
+def test_numbers_are_handed_on_though_the_plot_cannot_be_written(run, monkeypatch, caplog):
+    from PIL import Image
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    result, clean, masks = scene()
+    inputs = {"result": result, "reference": clean, "masks": masks}
+    expected = run("CIRI_EvaluateRemoval", **inputs)
+    monkeypatch.setattr(Image.Image, "save", full)
+    output = run("CIRI_EvaluateRemoval", **inputs)
+    assert output.args[0] == expected.args[0] and torch.equal(output.args[1], expected.args[1])
+    assert set(output.ui) == {"text"} and output.ui["text"] == expected.ui["text"] and "images" in expected.ui
+    assert len([record for record in caplog.records if "No space left" in record.getMessage()]) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
