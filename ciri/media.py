@@ -96,13 +96,14 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    # macOS lays ._NAME beside a file on disks that are not its own: no image, whatever the suffix says
+    return not file.name.startswith("._") and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:
     """A key that puts frame 10 after frame 9."""
     parts = re.split(r"(\d+)", file.stem)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
 
 def _read_folder(folder: Path, start: int, count: int | None) -> Clip:

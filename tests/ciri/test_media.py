@@ -52,12 +52,13 @@ def test_images_are_ordered_by_number_and_keep_their_names(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in (10, 9, 1, 100):
-        media.write_png(folder / f"shot_{number}.png", np.full((4, 4, 3), number, np.uint8))
+        media.write_png(folder / f"shot\u00b2_{number}.png", np.full((4, 4, 3), number, np.uint8))
     (folder / "notes.txt").write_text("no image")
+    (folder / "._shot\u00b2_9.png").write_bytes(b"Mac OS X")  # what macOS leaves on disks that are not its own
     clip = media.read_clip(folder)
     assert (clip.frames[:, 0, 0, 0] * 255).round().tolist() == [1, 9, 10, 100]
     media.write_clip(tmp_path / "out", clip.frames, clip)
-    assert {file.stem for file in (tmp_path / "out").iterdir()} == {"shot_1", "shot_9", "shot_10", "shot_100"}
+    assert {file.stem for file in (tmp_path / "out").iterdir()} == {f"shot\u00b2_{n}" for n in (1, 9, 10, 100)}
     assert (media.read_clip(folder, start=1, count=2).frames[:, 0, 0, 0] * 255).round().tolist() == [9, 10]
 
 
