@@ -43,7 +43,7 @@ def train_published(
     Raises:
         TrainingError: impossible numbers, no data, a folder of another run, windows that do not fit,
             a loss that is not a number.
-        CheckpointError: the checkpoint cannot be used.
+        CheckpointError: the checkpoint cannot be used, or the weights cannot be written at the end.
     """
     check_numbers(settings)
     check_sides("Clips", settings.height, settings.width)
@@ -72,13 +72,13 @@ def train_published(
     def look(done: int) -> Mapping[str, float]:
         values, rows = trainer.validate(held)
         write_sheet(run.samples / f"{done:07d}.png", rows)
-        run.attempt(f"The weights of step {done}", lambda: export(trainer, run, done))
+        run.write_weights(done, lambda: export(trainer, run, done))
         run.curves.draw()
         say(f"step {done}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
         return values
 
     try:
-        done = fit(
+        fit(
             run,
             trainer.parts(),
             step,
@@ -94,7 +94,8 @@ def train_published(
     finally:
         for note in run.notes:
             say(note)
-    return export(trainer, run, done) if team.main else weights_file(trainer, run)
+    run.finish()
+    return weights_file(trainer, run)
 
 
 def window_samples(settings: Settings, *, held_back: bool = False) -> WindowSamples:
