@@ -237,6 +237,7 @@ def train_attention(
 
     Raises:
         TrainingError: impossible numbers, no data, a folder of another run, a loss that is not a number.
+        CheckpointError: weights to begin with cannot be used, or the trained ones cannot be written at the end.
     """
     check_numbers(settings)
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed, **settings.config.to_dict()})
@@ -258,7 +259,7 @@ def train_attention(
         values = validate(trainer.averaged, held.examples, run.samples / f"{done:06d}.jpg")
         facts = {"steps": str(done), "examples": str(len(bank.examples)), "seed": str(settings.seed)}
         facts |= {f"validation {name}": f"{value:.4f}" for name, value in values.items()}
-        export(trainer.averaged, target, facts)
+        run.write_weights(done, lambda: export(trainer.averaged, target, facts))
         run.curves.draw()
         say(f"step {done}, {len(bank.examples)} examples: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
         return {f"held back {name}": value for name, value in values.items()}
@@ -281,6 +282,7 @@ def train_attention(
         )
     for note in run.notes:
         say(note)
+    run.finish()
     return target
 
 

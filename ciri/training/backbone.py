@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ciri.checkpoints import write_safetensors
 from ciri.errors import TrainingError
 from ciri.inpainting.lite import ARCHITECTURE
 from ciri.inpainting.lite_network import MULTIPLE, LiteConfig, LiteNetwork
@@ -18,7 +18,7 @@ from ciri.training.backbone_settings import VARIANTS, Settings
 from ciri.training.backbone_trainer import BackboneTrainer, candidate_maps, grow_batch
 from ciri.training.checks import check_numbers, check_sides
 from ciri.training.distributed import Team, wait_for_all
-from ciri.training.run import RunFolder, fit, open_run, write_atomically
+from ciri.training.run import RunFolder, fit, open_run
 from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream, Source
 from ciri.training.samples import Batch, Part
 
@@ -43,6 +43,7 @@ def train_backbone(
     Raises:
         TrainingError: impossible numbers, no data, a folder of another run, or a loss that is
             not a number.
+        CheckpointError: the weights cannot be written at the end.
     """
     check_numbers(settings)
     check_sides("Clips", settings.height, settings.width, MULTIPLE)
@@ -79,14 +80,14 @@ def train_backbone(
 
     def look(done: int) -> Mapping[str, float]:
         values = trainer.validate(held, run.samples / f"{done:07d}.png")
-        run.attempt(f"The weights of step {done}", lambda: export(trainer, run, done))
+        run.write_weights(done, lambda: export(trainer, run, done))
         run.curves.draw()
         shown = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
         say(f"step {done}, {100 * state['progress']:.0f} %, {pool.made} samples: {shown}")
         return values
 
     try:
-        done = fit(
+        fit(
             run,
             trainer.parts(),
             step,
@@ -104,7 +105,8 @@ def train_backbone(
         pool.close()
         for note in run.notes:
             say(note)
-    return export(trainer, run, done) if team.main else weights_file(trainer, run)
+    run.finish()
+    return weights_file(trainer, run)
 
 
 def check_network(config: LiteConfig) -> None:
@@ -169,8 +171,11 @@ def save_network(network: LiteNetwork, target: Path, facts: Mapping[str, str]) -
         network: on any device.
         target: the file; replaced only once the new one is whole.
         facts: more for the header.
+
+    Raises:
+        CheckpointError: it cannot be written.
     """
-    tensors = {name: value.half().contiguous().cpu() for name, value in network.state_dict().items()}
+    tensors = {name: value.half() for name, value in network.state_dict().items()}
     metadata = {
         "architecture": ARCHITECTURE,
         "config": json.dumps(network.config.to_dict()),
@@ -178,4 +183,4 @@ def save_network(network: LiteNetwork, target: Path, facts: Mapping[str, str]) -
         "licence": "Apache-2.0",
         **facts,
     }
-    write_atomically(target, lambda file: save_file(tensors, file, metadata))
+    write_safetensors(target, tensors, metadata)

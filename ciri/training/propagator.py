@@ -119,6 +119,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     Raises:
         TrainingError: impossible numbers, no data, no such device, a folder of another run,
             a loss that is not a number.
+        CheckpointError: weights to begin with cannot be used, or the trained ones cannot be written at the end.
     """
     check_numbers(settings)
     check_sides("Frames", settings.height, settings.width, 16)
@@ -174,8 +175,12 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         values = examiner.look(result, step)
         facts = {**_facts(settings, step, values), "material": material}
         facts["weights"] = f"{sum(p.numel() for p in result.parameters()) / 1e6:.1f}"
-        export(result, run.path / "propagator_lite.safetensors", facts)
-        (run.path / "propagator_lite.md").write_text(card(facts))
+
+        def write() -> None:
+            export(result, run.path / "propagator_lite.safetensors", facts)
+            (run.path / "propagator_lite.md").write_text(card(facts))
+
+        run.write_weights(step, write)
         say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         return values
 
@@ -198,6 +203,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         pool.close()
     for note in run.notes:
         say(note)
+    run.finish()
     say(f"{done} steps done, {trainer.seconds_per_step():.3f} s per step at the end; the weights are in {run.path}.")
     return run.path / "propagator_lite.safetensors"
 

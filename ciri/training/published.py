@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -43,7 +43,7 @@ def train_published(
     Raises:
         TrainingError: impossible numbers, no data, a folder of another run, windows that do not fit,
             a loss that is not a number.
-        CheckpointError: the checkpoint cannot be used.
+        CheckpointError: the checkpoint cannot be used, or the weights cannot be written at the end.
     """
     check_numbers(settings)
     check_sides("Clips", settings.height, settings.width)
@@ -55,28 +55,30 @@ def train_published(
     planned = max(1, round(settings.epochs * epoch))
     # fewer steps are a part of the plan, so that a short run shows how the long one begins
     steps = planned if settings.steps is None else min(planned, settings.steps)
-    first = max(run.saved_steps(), default=0)
-    windows = load_windows(samples, Numbers(first, steps, settings.batch, team), settings.workers)
+    windows: list[Iterator[dict[str, Tensor]]] = []
     held = held_back_windows(settings) if team.main else []
     say(f"{settings.model}: {planned} steps, {epoch} an epoch of {settings.epochs:g}; {steps} of them in this run.")
     if samples.library.skipped:
         say(f"{len(samples.library.skipped)} places of the data were skipped; the first: {samples.library.skipped[0]}")
 
     def step(number: int, progress: float) -> Mapping[str, Tensor | float]:
-        batch = Windows.of(next(windows), settings.device)
+        if not windows:
+            # only now is it known where the run goes on: its newest checkpoint may not be readable
+            windows.append(load_windows(samples, Numbers(number, steps, settings.batch, team), settings.workers))
+        batch = Windows.of(next(windows[0]), settings.device)
         # by steps alone: a training that is stopped by the clock is not at the end of its curriculum
         return trainer.step(batch, number / planned)
 
     def look(done: int) -> Mapping[str, float]:
         values, rows = trainer.validate(held)
         write_sheet(run.samples / f"{done:07d}.png", rows)
-        run.attempt(f"The weights of step {done}", lambda: export(trainer, run, done))
+        run.write_weights(done, lambda: export(trainer, run, done))
         run.curves.draw()
         say(f"step {done}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
         return values
 
     try:
-        done = fit(
+        fit(
             run,
             trainer.parts(),
             step,
@@ -92,7 +94,8 @@ def train_published(
     finally:
         for note in run.notes:
             say(note)
-    return export(trainer, run, done) if team.main else weights_file(trainer, run)
+    run.finish()
+    return weights_file(trainer, run)
 
 
 def window_samples(settings: Settings, *, held_back: bool = False) -> WindowSamples:

@@ -183,6 +183,7 @@ def train_residue(
     Raises:
         TrainingError: impossible numbers, no data, no pretrained encoder, a folder of another run,
             a loss that is not a number.
+        CheckpointError: weights to begin with cannot be used, or the trained ones cannot be written at the end.
     """
     check_numbers(settings)
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed})
@@ -202,7 +203,8 @@ def train_residue(
         found = answers(held, trained(trainer.averaged))
         values = measure(held, found)
         write_sheets(run.samples, f"{done:06d}", held, found)
-        export(trainer.averaged, target, found.threshold, _facts(settings, done, len(bank), values))
+        facts = _facts(settings, done, len(bank), values)
+        run.write_weights(done, lambda: export(trainer.averaged, target, found.threshold, facts))
         run.curves.draw()
         say(f"step {done}, {len(bank)} samples, {len(held)} held back: {_in_words(values)}")
         return {f"held back {name}": value for name, value in values.items()}
@@ -225,6 +227,7 @@ def train_residue(
         )
     for note in run.notes:
         say(note)
+    run.finish()
     say(f"The same samples, part matching without training: {_in_words(measure(held, answers(held, matching)))}")
     return target
 

@@ -53,6 +53,7 @@ class RunFolder:
         self.path = Path(path)
         self.keep, self.writes = keep, writes
         self.notes: list[str] = []
+        self._unwritten: Callable[[], Any] | None = None
         self.curves = Curves(self.path / "curves.csv")
         if not writes:
             return
@@ -117,6 +118,26 @@ class RunFolder:
             self.notes.append(f"{what} could not be written ({error}); training went on.")
             return False
         return True
+
+    def write_weights(self, step: int, write: Callable[[], Any]) -> None:
+        """Export the weights as they are after a step; a failure is noted, and :meth:`finish` tries once more."""
+        self._unwritten = None if self.attempt(f"The weights of step {step}", write) else write
+
+    def finish(self) -> None:
+        """Export the weights that could not be written at the last look.
+
+        Raises:
+            CheckpointError: they still cannot be written.
+        """
+        if self._unwritten is None:
+            return
+        try:
+            self._unwritten()
+        except (OSError, CheckpointError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The trained weights could not be written ({error}). Make room, then give the same command again: it "
+                f"goes on from the newest checkpoint in {self.checkpoints}."
+            ) from error
 
     def restore(self, parts: Mapping[str, Stateful], device: torch.device | str = "cpu") -> tuple[int, float]:
         """Load the newest readable checkpoint into the parts; return its step and seconds, (0, 0.0) if none.
@@ -215,6 +236,7 @@ def fit(
     began = saved = time.monotonic()
     plan = 60 * (plan_minutes or minutes or math.inf)
     pending: dict[str, list[Tensor | float]] = {}
+    looked = -1
 
     def seconds() -> float:
         return before + time.monotonic() - began
@@ -249,6 +271,7 @@ def fit(
                 log(together=True)
             if look is not None and run.writes and done % look_every == 0:
                 run.curves.add(done, look(done))
+                looked = done
             now = time.monotonic()
             # the processes' clocks differ: the first one's decides, so that all save and stop at the same step
             late = over() or (minutes is not None and now - began > 60 * minutes)
@@ -265,7 +288,7 @@ def fit(
         log(together=False)
         save()
         raise
-    if look is not None and run.writes and done % look_every:
+    if look is not None and run.writes and looked != done:
         run.curves.add(done, look(done))
     log(together=True)
     save()

@@ -3,9 +3,9 @@ import pathlib
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from ciri.errors import TrainingError
+from ciri.errors import CheckpointError, TrainingError
 from ciri.inpainting.lite import load_lite
 from ciri.inpainting.lite_network import LiteConfig
 from ciri.training.backbone import BackboneTrainer, Settings, candidate_maps, train_backbone
@@ -191,12 +191,29 @@ def test_a_full_disk_does_not_end_a_training(data, tmp_path, monkeypatch):
             # space again, before the weights are exported for good
             monkeypatch.undo()
 
-    monkeypatch.setattr("ciri.training.backbone.save_file", full)
+    monkeypatch.setattr("ciri.checkpoints.save_file", full)
     monkeypatch.setattr(torch, "save", full)
     train_backbone(settings(data, tmp_path, steps=2, look_every=1), say=said.append, on_step=stop)
     assert any("The weights of step 2 could not be written" in note and "went on" in note for note in said)
     assert weights.read_bytes() != whole and load_lite(weights)
     assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["step_00000001.pt", "step_00000002.pt"]
+
+
+def test_weights_that_cannot_be_written_at_the_end_are_named(data, tmp_path, monkeypatch):
+    from ciri import checkpoints
+
+    written = checkpoints.save_file
+
+    def full(*anything, **more):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(CheckpointError, match="trained weights could not be written .*No space left.*Make room"):
+        train_backbone(settings(data, tmp_path, steps=2, look_every=1))
+    monkeypatch.setattr(checkpoints, "save_file", written)
+    # the same command again: nothing is left to be trained, the weights are written
+    assert load_lite(train_backbone(settings(data, tmp_path, steps=2, look_every=1)))
+    assert [step for step, _ in read_curves(tmp_path)["l1"]] == [1, 2]
 
 
 def test_predictions_are_a_part_of_the_wrong_masks(data):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ciri.errors import TrainingError
+from ciri.errors import CheckpointError, TrainingError
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.flow import FlowPropagator
@@ -404,6 +404,26 @@ def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
     torch.testing.assert_close(both, (ours + theirs) / 2, atol=1e-3, rtol=1e-3)
     with pytest.raises(TrainingError, match="another run"):
         train(replace(settings, seed=9))
+
+
+def test_a_full_disk_does_not_end_a_training(pack, placements, tmp_path, monkeypatch):
+    from ciri.training import propagator as training
+
+    sizes = dict(height=64, width=96, window=(48, 64), batch=2, pool=8, workers=0, look_every=1)
+    settings, said, exports = Settings(pack, tmp_path, steps=2, **sizes), [], []
+    written = training.export
+
+    def full(network, file, facts):
+        exports.append(int(facts["steps"]))
+        raise CheckpointError(f"{file} could not be written: no space left on device")
+
+    monkeypatch.setattr(training, "export", full)
+    with pytest.raises(CheckpointError, match="trained weights could not be written.*the same command again"):
+        train(settings, say=said.append)
+    assert exports == [1, 2, 2], "after both looks, and once more at the end"
+    assert any("The weights of step 1 could not be written" in note and "went on" in note for note in said)
+    monkeypatch.setattr(training, "export", written)
+    assert load_lite(train(settings)) and (tmp_path / "propagator_lite.md").exists()
 
 
 def test_a_run_on_a_graphics_card(pack, placements, tmp_path):

@@ -245,6 +245,22 @@ def test_a_run_in_two_parts_is_the_run_in_one(tiny, data, tmp_path):
         run("whole", 4, seed=2)
 
 
+def test_a_run_whose_newest_checkpoint_is_torn_goes_on_from_the_one_before(tiny, data, tmp_path):
+    said = []
+
+    def run(name, steps):
+        train_published(settings("tiny", tiny, data, tmp_path / name, epochs=4, steps=steps), say=said.append)
+        return Curves(tmp_path / name / "curves.csv").read()["l1"]
+
+    whole = run("whole", 4)
+    run("torn", 1)
+    run("torn", 2)
+    newest = tmp_path / "torn/checkpoints/step_00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:200])
+    assert run("torn", 4) == whole and len(whole) == 4
+    assert any("step_00000002.pt is not readable" in note for note in said)
+
+
 def test_what_was_trained_here_can_be_trained_on(tiny, data, tmp_path):
     first = train_published(settings("tiny", tiny, data, tmp_path / "first", steps=2))
     trainer = PublishedTrainer(settings("tiny", first, data, tmp_path))

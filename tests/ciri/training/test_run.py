@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from ciri.errors import TrainingError
+from ciri.errors import CheckpointError, TrainingError
 from ciri.training.run import RunFolder, fit, write_atomically
 
 SETTINGS = {"what": "line", "seed": 1}
@@ -167,6 +167,34 @@ def test_what_training_can_do_without_may_fail(tmp_path):
     assert "The picture could not be written" in run.notes[0] and "No space left" in run.notes[0]
     with pytest.raises(ZeroDivisionError):
         run.attempt("A mistake", lambda: 1 / 0)
+
+
+def test_weights_are_tried_again_at_the_end(tmp_path):
+    run, tries = RunFolder(tmp_path, SETTINGS), []
+
+    def write():
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+
+    run.finish()
+    run.write_weights(1, write)
+    assert tries == [0] and "The weights of step 1 could not be written" in run.notes[0]
+    with pytest.raises(CheckpointError, match="No space left on device.*same command again.*checkpoints"):
+        run.finish()
+    run.finish()
+    assert tries == [0, 1, 2]
+    run.write_weights(2, write)
+    run.finish()
+    assert tries == [0, 1, 2, 3]
+
+
+def test_a_run_that_is_over_is_looked_at_once(tmp_path):
+    looks = []
+    options = {"steps": 4, "look_every": 2, "look": lambda step: looks.append(step) or {}}
+    for _ in range(2):
+        problem(RunFolder(tmp_path, SETTINGS))[2](**options)
+    assert looks == [2, 4, 4]
 
 
 def test_a_reader_of_a_run_writes_nothing(tmp_path):
