@@ -80,11 +80,13 @@ class EncodedSound(CopiedSound):
 
     def _add_stream(self, container: Any, stream: Any) -> Any:
         codec = "libopus" if container.format.name == "webm" else "aac"
+        if stream.codec_context is None:
+            raise ValueError("a kind of sound that this FFmpeg does not know")
         was = stream.codec_context.codec.canonical_name
         self.note = f"The sound was encoded anew as {codec}: this kind of file cannot hold it as it was ({was})."
         channels = stream.codec_context.layout.nb_channels
-        # a plain AVI or WAV says how many channels it has, and not what they are
-        layout = {1: "mono", 2: "stereo"}.get(channels, stream.codec_context.layout)
+        # a plain AVI or WAV says how many channels it has, and not what they are; Opus knows none "at the side"
+        layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(channels, stream.codec_context.layout)
         return container.add_stream(codec, rate=_RATE, layout=layout, bit_rate=_BITS * channels)
 
     def _read(self, source: Any, stream: Any) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from ciri.frames import grow_mask
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.remove import remove
+from ciri.shots import shots
 
 from ._adapt import CATEGORY, BackboneSocket, plain_errors, progress, to_clip, to_image, to_masks
 
@@ -93,8 +94,13 @@ def describe(frames: Tensor, masks: Tensor, backbone: Backbone, grow: int, feath
     ]
     if filled < count:
         lines.append(f"{count - filled} frames have an empty mask and came back untouched.")
+    scenes = shots(frames)
+    if len(scenes) > 1:
+        lines.append(f"The clip was cut: {len(scenes)} shots, each filled from itself.")
     if isinstance(backbone, WindowBackbone):
-        lines.append(f"{backbone.describe((shares > 0).tolist())}.")
+        lines += [
+            f"{backbone.describe((shares[scene] > 0).tolist())}." for scene in scenes if (shares[scene] > 0).any()
+        ]
     if backbone.facts.trained_for:
         lines.append(f"The backbone was trained for: {backbone.facts.trained_for}. Licence: {backbone.facts.licence}.")
     return "\n".join(f"- {line}" for line in lines + notes)

@@ -91,7 +91,7 @@ def learned_attention(
     painted, shown = _resized(first_mask, h, w)[0], _resized(frames[first_index : first_index + 1], h, w)[0]
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
     done = 0
-    for shot in shots(frames):
+    for shot in shots(frames, on_step=on_step):
         for seen, asked in segments(len(shot), longest_segment(MEMORY, h, w)):
             at = shot[seen.start : seen.stop]
             clip = torch.cat([_resized(frames[t : t + 1], h, w) for t in at])

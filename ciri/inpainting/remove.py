@@ -56,29 +56,33 @@ def remove(
             "one mask of the frames' size for every frame."
         )
     inactivation = inactivation.to(frames.device)
-    scenes, done = shots(frames), 0
+    scenes, done = shots(frames, on_step=on_step), 0
     if len(scenes) == 1:
-        return _remove(frames, inactivation, backbone, grow, feather, crop, on_step)
+        return remove_from_shot(frames, inactivation, backbone, grow=grow, feather=feather, crop=crop, on_step=on_step)
     result = frames.clone()
     for scene in scenes:
         # a shot in one piece is looked at where it is, not copied
         at = slice(scene[0], scene[-1] + 1) if scene[-1] - scene[0] < len(scene) else scene
         steps = part(on_step, done / len(frames), (done + len(scene)) / len(frames))
-        result[at] = _remove(frames[at], inactivation[at], backbone, grow, feather, crop, steps)
+        result[at] = remove_from_shot(
+            frames[at], inactivation[at], backbone, grow=grow, feather=feather, crop=crop, on_step=steps
+        )
         done += len(scene)
+        steps(1, 1)
     return result
 
 
-def _remove(
+def remove_from_shot(
     frames: Tensor,
     inactivation: Tensor,
     backbone: Backbone,
-    grow: int,
-    feather: int,
-    crop: bool,
-    on_step: OnStep,
+    *,
+    grow: int = 4,
+    feather: int = 3,
+    crop: bool = True,
+    on_step: OnStep = ignore,
 ) -> Tensor:
-    """As :func:`remove`, of one shot."""
+    """As :func:`remove`, of frames that are of one shot, with masks of their length and size on their device."""
     boxes, any_hole = _reach(inactivation, grow, feather)
     if not any_hole:
         return frames

@@ -9,8 +9,9 @@ Dimensions: T frames, k objects, H W the caller's pixels, h w the network's, gh 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from ciri.shots import find_cuts
 _MOST_RANGES = 8
 #: Share of the time that the guide takes, for the progress bar.
 GUIDE_SHARE = 0.25
+#: A guide that finds nothing in so many frames in a row says that nothing is there; in fewer it may have stumbled.
+LOST_FOR = 3
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,12 @@ class MemoryPropagator:
     @torch.inference_mode(False)
     @torch.no_grad()
     def propagate_objects(
-        self, frames: Tensor, annotations: Sequence[Annotation], *, on_step: OnStep = ignore
+        self,
+        frames: Tensor,
+        annotations: Sequence[Annotation],
+        *,
+        spared: Collection[int] = (),
+        on_step: OnStep = ignore,
     ) -> ObjectTracks:
         """Track several objects at once; each may be annotated on any frames.
 
@@ -139,6 +147,8 @@ class MemoryPropagator:
             frames: float32 (T, 3, H, W) in [0, 1].
             annotations: at least one; objects are numbered from 0 without a gap. Where several objects are annotated
                 on one frame, masks are softly aggregated there.
+            spared: objects that are to stay. Of the others an unsure mask is none where the guide has lost them; of
+                what is to stay, too much is better than too little.
             on_step: progress callback, once a predicted frame; may raise to stop.
 
         Returns:
@@ -152,7 +162,7 @@ class MemoryPropagator:
         """
         annotated, objects = _by_frame(annotations)
         try:
-            return self._track(frames, annotated, objects, on_step)
+            return self._track(frames, annotated, objects, spared, on_step)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -164,9 +174,14 @@ class MemoryPropagator:
             ) from error
 
     def _track(
-        self, frames: Tensor, annotated: dict[int, dict[int, Tensor]], objects: int, on_step: OnStep
+        self,
+        frames: Tensor,
+        annotated: dict[int, dict[int, Tensor]],
+        objects: int,
+        spared: Collection[int],
+        on_step: OnStep,
     ) -> ObjectTracks:
-        hints = self.hints(frames, annotated, objects, on_step=part(on_step, 0, GUIDE_SHARE))
+        hints = self.hints(frames, annotated, objects, spared, on_step=part(on_step, 0, GUIDE_SHARE))
         if hints is not None:
             on_step = part(on_step, GUIDE_SHARE, 1)
         length, _, height, width = frames.shape
@@ -198,6 +213,7 @@ class MemoryPropagator:
         frames: Tensor,
         annotated: Mapping[int, Mapping[int, Tensor]],
         objects: int,
+        spared: Collection[int] = (),
         *,
         on_step: OnStep = ignore,
     ) -> Hints | None:
@@ -207,6 +223,7 @@ class MemoryPropagator:
             frames: float32 (T, 3, H, W).
             annotated: frame -> object -> mask (1, H, W).
             objects: how many there are.
+            spared: see :meth:`propagate_objects`.
             on_step: progress callback; may raise to stop.
         """
         if self.guide is None:
@@ -223,6 +240,8 @@ class MemoryPropagator:
             track = self.guide.propagate(frames, masks, keys, on_step=share)
             for t, (probs, certainty) in enumerate(zip(track.probs, track.confidence, strict=True)):
                 hints.put(t, o, probs[0], float(certainty))
+            if o not in spared:
+                hints.say_lost(_lost_for_long(track.confidence), o)
         return hints
 
     def _ready(self) -> tuple[MemoryNetwork, object, torch.device]:
@@ -289,6 +308,14 @@ class _Blend:
             self.probs[t, o].lerp_(probs[i], share)
             self.confidence[t, o] = torch.lerp(self.confidence[t, o], self.confidence.new_tensor(sure), share)
             self._weight[t, o] = old + new
+
+
+def _lost_for_long(confidence: Tensor) -> Iterator[int]:
+    """The frames of a guide's track in which it found nothing, and nothing in those around either."""
+    for lost, run in groupby(range(len(confidence)), lambda t: float(confidence[t]) <= 0):
+        frames = list(run)
+        if lost and len(frames) >= LOST_FOR:
+            yield from frames
 
 
 def _by_frame(annotations: Sequence[Annotation]) -> tuple[dict[int, dict[int, Tensor]], int]:

@@ -116,7 +116,8 @@ def _apart(
     if isinstance(propagator, MemoryPropagator):
         painted = [Annotation(t, 0, mask) for t, mask in zip(numbers, masks, strict=True)]
         painted += [Annotation(stay_frame, n, mask) for n, mask in enumerate(stay, 1)]
-        tracks = propagator.propagate_objects(frames, painted, on_step=on_step)
+        spared = range(1, 1 + len(stay))
+        tracks = propagator.propagate_objects(frames, painted, spared=spared, on_step=on_step)
         notes = [note.replace("Object 0", "The target") for note in tracks.notes]
         notes = [note for note in notes if not note.startswith("Object ")]
         probs, theirs = _of_target(tracks.probs), tracks.probs[:, 1:].amax(1, keepdim=True)

@@ -6,7 +6,7 @@ Dimensions: k objects, h w the network's pixels, gh gw cells of its coarsest gri
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -98,15 +98,17 @@ class Hints:
         self._lost: set[tuple[int, int]] = set()
 
     def put(self, t: int, target: int, probs: Tensor, certainty: float) -> None:
-        """Keep the mask (H, W) of an object in a frame, and how sure it is; 0 = lost, which is no hint to decode by."""
+        """Keep the mask (H, W) of an object in a frame, and how sure it is; 0 = lost, which has no hint at all."""
         if certainty > 0:
             plane = (probs * 255).round().to("cpu", torch.uint8).numpy().tobytes()
             self._planes[t, target] = zlib.compress(plane, 1), certainty
-        else:
-            self._lost.add((t, target))
+
+    def say_lost(self, frames: Iterable[int], target: int) -> None:
+        """Keep that an object was looked for in some frames, and is not there."""
+        self._lost.update((t, target) for t in frames)
 
     def lost(self, t: int, objects: Sequence[int], device: torch.device) -> Tensor:
-        """Which of some objects were looked for in a frame and not found, bool (k,)."""
+        """Which of some objects are said not to be in a frame, bool (k,)."""
         return torch.tensor([(t, target) in self._lost for target in objects], device=device)
 
     def at(self, t: int, objects: Sequence[int], geometry: Geometry, device: torch.device) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ciri.inpainting.base import Backbone
-from ciri.inpainting.remove import remove, soft_edges
+from ciri.inpainting.remove import remove_from_shot, soft_edges
 from ciri.progress import OnStep, part
 from ciri.refinement.settings import RefinementSettings
+from ciri.shots import shots
 
 #: Frames before and after a changed one that are inpainted with it.
 REACH = 40
@@ -52,13 +53,16 @@ def repaint(
         changed: frames whose mask is new.
     """
     result = inpainted.clone()
-    stretches = spans(changed, len(frames))
+    # what changed in one shot is nothing to the others
+    stretches = []
+    for shot in shots(frames, on_step=on_step):
+        inside = [i for i, t in enumerate(shot) if t in changed]
+        stretches += [shot[span.start : span.stop] for span in spans(inside, len(shot))]
     total, done = sum(map(len, stretches)), 0
     for stretch in stretches:
-        at = slice(stretch.start, stretch.stop)
-        result[at] = remove(
-            frames[at],
-            masks[at],
+        result[stretch] = remove_from_shot(
+            frames[stretch],
+            masks[stretch],
             backbone,
             grow=settings.grow,
             feather=settings.feather,

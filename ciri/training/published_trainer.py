@@ -237,7 +237,7 @@ class PublishedTrainer:
             values.append(frame_psnr(filled, batch.clean, batch.true))
             rows.append([clip[0, 0] for clip in (batch.frames, filled, batch.clean)])
         self.network.train()
-        means = torch.cat(values)
+        means = torch.cat(values) if values else torch.zeros(0)
         return ({"held back psnr": float(means.mean())} if len(means) else {}), rows
 
 

@@ -139,10 +139,13 @@ def test_masks_are_written_as_grey_video(tmp_path):
     assert again.shape == mask.shape and torch.equal((again > 0.5).float(), mask)
 
 
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1(side)"}
+
+
 def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None, aspect=None, pixels="yuv420p"):
     """A video of one colour per frame by PyAV alone.
 
-    tag: colour matrix; sound: int16 (n,) or (2, n), at 8 kHz; shown: seconds of each frame, the first also the sound's;
+    tag: colour matrix; sound: int16 (n,) or (channels, n), at 8 kHz; shown: seconds of each frame, the first also the sound's;
     aspect: width of a pixel over its height.
     """
     with av.open(str(path), "w") as container:
@@ -153,7 +156,7 @@ def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=No
         if tag:
             stream.codec_context.colorspace = tag
         if sound is not None:
-            voice = container.add_stream(sound_codec, rate=8000, layout="mono" if sound.ndim == 1 else "stereo")
+            voice = container.add_stream(sound_codec, rate=8000, layout=LAYOUTS[sound.size // sound.shape[-1]])
         if shown:
             stream.codec_context.time_base = Fraction(1, 90000)
         for index, colour in enumerate(rgb):
@@ -356,6 +359,27 @@ def test_sound_that_cannot_even_be_encoded_anew_is_left_out_with_a_note(tmp_path
     notes = media.write_clip(tmp_path / "out.webm", clip.frames, clip)
     assert len(notes) == 1 and "sound was left out" in notes[0] and "no such encoder" in notes[0]
     assert len(media.read_clip(tmp_path / "out.webm").frames) == 24
+
+
+def test_sound_that_nobody_knows_is_left_out_with_a_note(tmp_path):
+    source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1), sound_codec="libopus")
+    source.write_bytes(source.read_bytes().replace(b"A_OPUS", b"A_OPUZ"))
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / "out.mp4", clip.frames, clip)
+    assert len(notes) == 1 and "sound was left out" in notes[0] and "does not know" in notes[0]
+    assert len(media.read_clip(tmp_path / "out.mp4").frames) == 24
+
+
+def test_surround_sound_is_encoded_for_webm(tmp_path):
+    six = np.stack([two_tones(1)] * 6)
+    source = encode(tmp_path / "film.mkv", [(90, 90, 90)] * 24, sound=six, sound_codec="flac")
+    with av.open(str(source)) as container:
+        assert container.streams.audio[0].layout.name == "5.1(side)"  # which Opus refuses
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / "out.webm", clip.frames, clip)
+    assert len(notes) == 1 and "encoded anew" in notes[0]
+    with av.open(str(tmp_path / "out.webm")) as container:
+        assert container.streams.audio[0].layout.nb_channels == 6
 
 
 def test_what_is_wrong_with_the_picture_is_not_put_down_to_the_sound(tmp_path, monkeypatch):

@@ -1,25 +1,28 @@
 """Cuts between scenes that are made here, and what looks like one and is none."""
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ciri.inactivation.learned import learned_attention, shipped
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove
+from ciri.progress import ignore
+from ciri.refinement.product import repaint
+from ciri.refinement.settings import RefinementSettings
 from ciri.shots import INTERRUPTION, find_cuts, shots
 
 HEIGHT, WIDTH = 96, 160
 
 
 def scene(seed: int, count: int = 8, pan: int = 2):
-    """A clip (T, 3, H, W) of blurred coloured noise, large blots and small ones, that a camera pans over."""
-    generator = torch.Generator().manual_seed(seed)
-    wide = WIDTH + pan * count
-    shape = (HEIGHT, wide)
-    blots = F.interpolate(torch.rand(1, 3, 4, 8, generator=generator), shape, mode="bicubic", align_corners=False)
-    grain = F.interpolate(torch.rand(1, 3, 40, 100, generator=generator), shape, mode="bicubic", align_corners=False)
-    ground = (0.5 * blots + 0.5 * grain).clamp(0, 1)
+    """A clip (T, 3, H, W) of a wall of bricks of all sizes and colours, that a camera pans over."""
+    random = np.random.default_rng(seed)
+    wall = np.full((HEIGHT, WIDTH + pan * count, 3), 0.5, np.float32)
+    for _ in range(400):
+        (y, x), (high, wide) = random.integers(0, wall.shape[:2]), random.integers(4, 24, 2)
+        wall[y : y + high, x : x + wide] = random.random(3)
+    ground = torch.from_numpy(wall).permute(2, 0, 1)[None]
     return torch.cat([ground[..., pan * t : pan * t + WIDTH] for t in range(count)])
 
 
@@ -63,8 +66,29 @@ def test_a_blank_stretch_is_a_shot_and_what_goes_on_after_it_is_one_with_what_wa
     assert shots(torch.cat([first[:4], black, first[4:]])) == [[0, 1, 2, 3, 6, 7, 8, 9], [4, 5]]
     assert shots(torch.cat([first[:4], black, second])) == [[0, 1, 2, 3], [4, 5], list(range(6, 14))]
     assert shots(torch.cat([first[:4], second[:3], first[4:]])) == [[0, 1, 2, 3, 7, 8, 9, 10], [4, 5, 6]]
+    # whatever came last before the interruption
+    twice = torch.cat([first[:4], second[:4], first[4:6], second[4:]])
+    assert shots(twice) == [[0, 1, 2, 3, 8, 9], [4, 5, 6, 7, 10, 11, 12, 13]]
     long = torch.cat([first[:4], second[:1].expand(INTERRUPTION + 1, -1, -1, -1), first[4:]])
     assert len(shots(long)) == 3
+
+
+@pytest.mark.parametrize("bar", [(0, 54), (12, 0)])
+def test_black_bars_are_no_part_of_the_picture(bar):
+    clip = torch.cat([scene(0), scene(2)])
+    high, wide = bar
+    clip[..., :high, :] = clip[..., HEIGHT - high :, :] = 0
+    clip[..., :wide] = clip[..., WIDTH - wide :] = 0
+    assert find_cuts(clip) == [8] and find_cuts(clip[:8]) == []
+
+
+def test_the_search_can_be_stopped():
+    def stop(done, total):
+        assert done == 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shots(scene(0), on_step=stop)
 
 
 def holes(count: int):
@@ -87,6 +111,22 @@ def test_a_shot_is_filled_from_itself():
             assert torch.equal(filled[at], remove(clip[at], masks[at], backbone))
         shares = [done / total for done, total in steps]
         assert shares == sorted(shares) and shares[-1] == 1
+        # also where the last shot has nothing to fill
+        masks[-2:], steps[:] = 0, []
+        remove(clip, masks, backbone, on_step=lambda *step, to=steps: to.append(step))
+        assert steps[-1][0] == steps[-1][1]
+
+
+def test_what_changed_in_one_shot_is_painted_again_there_alone():
+    first, second = scene(0), scene(1)
+    clip = torch.cat([first[:4], second[:5], first[4:]])
+    masks, backbone, settings = holes(13), FlowBackbone(), RefinementSettings()
+    given = remove(clip, masks, backbone)
+    masks[2, :, 20:30, 60:100] = 1
+    again = repaint(clip, masks, given, [2], backbone, settings, ignore)
+    assert torch.equal(again[4:9], given[4:9])
+    own = [0, 1, 2, 3, 9, 10, 11, 12]
+    assert torch.equal(again[own], remove(clip[own], masks[own], backbone))
 
 
 def test_attention_looks_for_what_is_behind_the_target_in_its_own_shot():

@@ -11,7 +11,7 @@ from ciri.errors import CheckpointError
 from ciri.propagation import lite_encoder
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.confidence import DISSENT, agreement
-from ciri.propagation.engine import Annotation, MemoryPropagator
+from ciri.propagation.engine import Annotation, MemoryPropagator, _lost_for_long
 from ciri.propagation.lite import ARCHITECTURE, LiteNetwork, build_lite, load_lite
 from ciri.propagation.lite_encoder import LITE0_BLOCKS, ScaledConv
 from ciri.propagation.network import FrameFeatures
@@ -219,6 +219,21 @@ def test_another_shot_shows_nothing_of_the_target_and_is_not_remembered(network,
     assert any("gone or lost in frames 3-5" in note for note in track.notes)
     alone = MemoryPropagator(network, **options).propagate(clip_with_cut, mask, [0])
     assert (alone.probs[3:6, :, 12:28, 20:44] > 0.5).all()
+
+    # what is to stay is better kept too well: there an unsure mask counts
+    tracks = MemoryPropagator(network, **options, guide=Guide()).propagate_objects(
+        clip_with_cut, [Annotation(0, 0, mask[0])], spared=[0]
+    )
+    assert (tracks.probs[3:6, 0, 12:28, 20:44] > 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("lost", "believed"), [((4,), ()), ((3, 4), ()), ((0, 1, 2), (0, 1, 2)), ((2, 4, 5, 6), (4, 5, 6))]
+)
+def test_a_guide_that_stumbles_is_not_believed(lost, believed):
+    confidence = torch.ones(7)
+    confidence[list(lost)] = 0
+    assert list(_lost_for_long(confidence)) == list(believed)
 
 
 def test_crops_are_decoded_around_the_hint_too(network):

@@ -88,7 +88,7 @@ def test_what_is_to_stay_claims_what_is_more_likely_its_own():
 
 def test_a_memory_follows_what_goes_and_what_stays_together():
     class Records(MemoryPropagator):
-        def propagate_objects(self, frames, annotations, *, on_step):
+        def propagate_objects(self, frames, annotations, *, spared=(), on_step):
             self.asked.append(annotations)
             probs = torch.stack([torch.full((8, 16), 0.1 * (1 + o)) for o in range(3)])
             on_step(1, 1)
@@ -116,7 +116,7 @@ def test_a_memory_follows_what_goes_and_what_stays_together():
 @pytest.mark.parametrize(("target", "other", "goes"), [(0.38, 0.6, True), (0.2, 0.7, False), (0.45, 0.0, False)])
 def test_what_stays_takes_a_pixel_only_where_it_is_clearly_its_own(target, other, goes):
     class Unsure(MemoryPropagator):
-        def propagate_objects(self, frames, annotations, *, on_step):
+        def propagate_objects(self, frames, annotations, *, spared=(), on_step):
             probs = torch.tensor([target, other])[:, None, None].expand(5, -1, 8, 16)
             return ObjectTracks(probs, torch.ones(5, 2), [])
 
