@@ -145,7 +145,8 @@ LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1(side)"}
 def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None, aspect=None, pixels="yuv420p"):
     """A video of one colour per frame by PyAV alone.
 
-    tag: colour matrix; sound: int16 (n,) or (channels, n), at 8 kHz; shown: seconds of each frame, the first also the sound's;
+    tag: colour matrix; sound: int16 (n,) or (channels, n), at 8 kHz; shown: seconds of each frame, the first also the
+    sound's;
     aspect: width of a pixel over its height.
     """
     with av.open(str(path), "w") as container:
