@@ -192,6 +192,7 @@ def _refine(
         settings=settings,
         first_index=index,
         fixed=fixed,
+        kept=removal.masks.kept,
         features=extractor_for(detector),
         on_step=on_step,
     )

@@ -122,6 +122,11 @@ class RefinePropagator(io.ComfyNode):
                     optional=True,
                     tooltip="Further frames that you painted, as in Propagate mask: their masks stay. Such as: 24, 57.",
                 ),
+                io.Mask.Input(
+                    "kept",
+                    optional=True,
+                    tooltip="What must stay, in every frame: kept of Propagate mask. No mask grows over it.",
+                ),
             ],
             outputs=[
                 PropagatorSocket.Output(
@@ -167,6 +172,7 @@ class RefinePropagator(io.ComfyNode):
         crop: bool,
         propagator: Propagator | None = None,
         key_frames: str = "",
+        kept: Tensor | None = None,
     ) -> io.NodeOutput:
         settings = RefinementSettings(
             mode=choose(mode, MODES, "The mode"),
@@ -181,6 +187,10 @@ class RefinePropagator(io.ComfyNode):
         filled = same_clip(to_clip(inpainted, what="inpainted clip"), frames)
         painted, index, notes = to_annotation(first_mask, painted_frame, frames)
         followed, more = to_masks(masks, frames, what="mask")
+        stays = None
+        if kept is not None:
+            stays, still_more = to_masks(kept, frames, what="mask of what is to stay")
+            more += still_more
         done = refine(
             frames,
             painted,
@@ -192,6 +202,7 @@ class RefinePropagator(io.ComfyNode):
             settings=settings,
             first_index=index,
             fixed=painted_frames(index, key_frames, frames),
+            kept=stays,
             features=extractor_for(detector),
             on_step=progress(),
         )

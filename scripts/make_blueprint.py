@@ -61,12 +61,14 @@ def main() -> None:
 def surrounded() -> dict:
     """The workflow, with something connected to every input and output that the joint node is to have."""
     api = json.loads((ROOT / "workflows" / "api" / "one_shot_ciri.json").read_text(encoding="utf-8"))
-    kept = {number: api[number] for number in ("1", "2", "5", "11", "14", *INSIDE)}
+    kept = {number: api[number] for number in ("1", "2", "5", "11", "14", "24", *INSIDE)}
     further = {"image": "ciri_example_frame0.png", "channel": "alpha"}
     kept["20"] = {"class_type": "LoadImageMask", "inputs": further}
     kept["7"]["inputs"]["further_objects"] = ["20", 0]
     kept["23"] = {"class_type": "LoadImageMask", "inputs": further}
     kept["7"]["inputs"]["keep"] = ["23", 0]
+    kept["25"] = {"class_type": "LoadImageMask", "inputs": further}
+    kept["7"]["inputs"]["key_masks"] = ["25", 0]
     kept["21"] = {"class_type": "CIRI_MaskOverlay", "inputs": {"images": ["2", 0], "masks": ["7", 0]}}
     kept["22"] = {"class_type": "PreviewAny", "inputs": {"source": ["7", 1]}}
     return kept

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ciri.inactivation.fusion import spared
 from ciri.inpainting.base import Backbone
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
@@ -76,6 +77,7 @@ def refine(
     settings: RefinementSettings | None = None,
     first_index: int = 0,
     fixed: Sequence[int] = (),
+    kept: Tensor | None = None,
     features: FeatureExtractor | None = None,
     on_step: OnStep = ignore,
 ) -> Refinement:
@@ -92,6 +94,7 @@ def refine(
         settings: see :class:`RefinementSettings`.
         first_index: number of the annotated frame; its mask is a person's and stays.
         fixed: further frames whose masks are a person's.
+        kept: float32 (T, 1, H, W) in [0, 1], what is to stay; no mask grows over it (mode "paper" knows no guard).
         features: where appearance is compared (Eq. 8); None leaves that term out.
         on_step: progress callback; may raise to stop, and then nothing was changed.
 
@@ -105,6 +108,7 @@ def refine(
     with torch.inference_mode(False), torch.no_grad():
         job = _Job(frames, first_mask, masks, inpainted, backbone, detector, propagator, settings, first_index)
         job.features, job.fixed = features, {first_index, *fixed}
+        job.kept = None if kept is None else outside_inference(kept).cpu()
         return job.run(on_step)
 
 
@@ -131,6 +135,7 @@ class _Job:
         self.settings, self.first_index = settings, first_index
         self.clip = Annotated(self.frames, self.first_mask, first_index)
         self.features: FeatureExtractor | None = None
+        self.kept: Tensor | None = None
         self.fixed = {first_index}
         self.most: dict[int, float] = {}
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
@@ -241,6 +246,17 @@ class _Job:
                 grown[t], reasons[t] = proposal.mask, proposal.reason
                 if not reasons[t]:
                     grown[t], reasons[t] = growth.without_scene(proposal.mask, self.masks[t], t, company)
+        return self._beside_what_stays(grown, reasons)
+
+    def _beside_what_stays(self, grown: Tensor, reasons: dict[int, str]) -> Tensor:
+        """The proposed masks without what they take of what is to stay; reasons where nothing else was proposed."""
+        if self.kept is None:
+            return grown
+        grown = spared(grown, self.masks, self.kept)
+        for t in [t for t, reason in reasons.items() if not reason]:
+            if torch.equal(grown[t], self.masks[t]):
+                reasons[t] = "what is left belongs to what is to stay"
+                self.bridged.pop(t, None)
         return grown
 
     def _descend(

@@ -26,10 +26,11 @@ SURROUND = """async name => {
     return (await window.app.graphToPrompt()).output
 }"""
 
-#: Says on the one node that frame 5 was painted, and returns what would be sent then.
+#: Says on the one node that frame 5 was painted, then 7 and 9 again, and returns what would be sent then.
 PAINTED_LATER = """async name => {
     const blueprint = window.app.graph._nodes.find(node => node.title === name)
     blueprint.widgets.find(widget => widget.name === 'painted_frame').value = 5
+    blueprint.widgets.find(widget => widget.name === 'key_frames').value = '7, 9'
     return (await window.app.graphToPrompt()).output
 }"""
 
@@ -54,6 +55,8 @@ def test_one_node_is_sent_as_the_six_of_the_workflow(server):
     assert described(prompt) == described({number: twin[number] for number in ("6", "7", "9", "10", "15", "16")})
     painted = {n["class_type"]: n["inputs"]["painted_frame"] for n in later.values() if "painted_frame" in n["inputs"]}
     assert painted == {"CIRI_PropagateMask": 5, "CIRI_ComplementaryAttention": 5}
+    again = {n["class_type"]: n["inputs"]["key_frames"] for n in later.values() if "key_frames" in n["inputs"]}
+    assert again == {"CIRI_PropagateMask": "7, 9", "CIRI_ComplementaryAttention": "7, 9"}
     (made,) = (node for node in prompt.values() if node["class_type"] == "CreateVideo")
     assert prompt[made["inputs"]["images"][0]]["class_type"] == "CIRI_InactivationInpaint"
 
@@ -68,8 +71,8 @@ def described(prompt: dict) -> dict:
         return origin if origin.startswith("CIRI_") else "outside", value[1]
 
     ours = {node["class_type"]: node["inputs"] for node in prompt.values() if node["class_type"].startswith("CIRI_")}
-    # a frame number of its own is what the workflow takes from another node
+    # fields of its own are what the workflow takes from other nodes
     return {
-        kind: {name: source(value) for name, value in inputs.items() if name != "painted_frame"}
+        kind: {name: source(value) for name, value in inputs.items() if name not in ("painted_frame", "key_frames")}
         for kind, inputs in ours.items()
     }

@@ -146,8 +146,7 @@ def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=No
     """A video of one colour per frame by PyAV alone.
 
     tag: colour matrix; sound: int16 (n,) or (channels, n), at 8 kHz; shown: seconds of each frame, the first also the
-    sound's;
-    aspect: width of a pixel over its height.
+    sound's; aspect: width of a pixel over its height.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})

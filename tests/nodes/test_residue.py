@@ -155,6 +155,15 @@ def test_a_frame_that_was_painted_too_keeps_its_mask(run, removed, key_frames):
         correct(run, removed, key_frames="last")
 
 
+def test_what_is_kept_is_not_grown_over(run, removed):
+    _, first, masks, _ = removed
+    kept = first.expand(FRAMES, -1, -1) - masks
+    _, refined, _, report, _ = correct(run, removed, kept=kept).args
+    assert torch.equal(refined, masks) and "to stay" in report
+    with pytest.raises(CiriError, match="what is to stay holds 2 masks"):
+        correct(run, removed, kept=kept[:2])
+
+
 def test_a_clean_clip_comes_back_bit_for_bit(run):
     images, first, _ = scene()
     clean = grey_fill(images, first.expand(FRAMES, -1, -1))

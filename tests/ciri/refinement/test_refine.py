@@ -9,7 +9,7 @@ from ciri.metrics.segmentation import segmentation_score
 from ciri.propagation.flow import FlowPropagator
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
-from tests.ciri.refinement.scenes import COUNT, HEIGHT, WIDTH, Constant, Knows, Noise, Oracle, Scene
+from tests.ciri.refinement.scenes import COUNT, HEIGHT, WIDTH, Answers, Constant, Knows, Noise, Oracle, Scene
 
 
 def settings(**options):
@@ -44,6 +44,24 @@ def test_planted_residue_is_found_and_removed_and_the_rest_stays(mode):
     assert (error[[2, 3]] < 0.3 * (given - scene.clean).abs().mean((1, 2, 3))[[2, 3]]).all()
     text = result.report.text()
     assert "masks of 2 frames were corrected" in text and "0.1" in text
+
+
+@pytest.mark.parametrize("bridged", [False, True])
+def test_no_mask_grows_over_what_is_to_stay(bridged):
+    scene = Scene()
+    masks = scene.cut()
+    options = {"propagator": Answers(scene, scene.true)} if bridged else {}
+    kept = torch.zeros_like(masks)
+    kept[2] = (scene.true - masks)[2]
+    result, _ = run(scene, masks, Oracle(scene), kept=kept, **options)
+    assert result.report.accepted == [3]
+    assert torch.equal(result.masks[2], masks[2])
+    assert [bool(frame.reason) for frame in result.report.frames if frame.frame == 2] in ([True], [])
+    # half of what is missing is to stay: the other half is taken
+    kept[2, :, : HEIGHT // 2] = 0
+    result, _ = run(scene, masks, Oracle(scene), kept=kept, **options)
+    added = (result.masks[2] > 0.5) & (masks[2] <= 0.5)
+    assert added[:, : HEIGHT // 2].sum() > 50 and not (added & (kept[2] > 0)).any()
 
 
 def test_a_refined_picture_is_the_given_clip_beyond_both_masks():
