@@ -79,6 +79,20 @@ def test_remove_with_a_mask_for_every_frame_from_a_later_start(scene, tmp_path, 
     assert local_error(tmp_path / "out", scene, start=2) < 12
 
 
+@pytest.mark.parametrize("frames", [6, 4])
+def test_masks_that_were_written_for_a_part_are_those_of_its_frames(scene, tmp_path, capsys, frames):
+    clip, part = media.read_clip(scene / "frames"), ["--start", 2, "--frames", 6]
+    media.write_clip(tmp_path / "in.mp4", clip.frames, media.Clip(clip.frames))
+    call = ["remove", tmp_path / "in.mp4", "--no-crop", "--backbone", "flow", "--masks"]
+    code, said = run(capsys, *call, scene / "masks", "-o", tmp_path / "a.mp4", "--save-masks", tmp_path / "m", *part)
+    assert code == 0 and sorted(file.name for file in (tmp_path / "m").iterdir())[0] == "00002.png", said
+    part[-1] = frames
+    code, said = run(capsys, *call, tmp_path / "m", "-o", tmp_path / "b.mp4", "--save-masks", tmp_path / "n", *part)
+    assert code == 0, said
+    written, again = media.read_masks(tmp_path / "m")[0][:frames], media.read_masks(tmp_path / "n")[0]
+    assert torch.equal(written > 0.5, again > 0.5)
+
+
 def test_one_frame_is_a_clip(scene, tmp_path, capsys):
     part = ["--start", 9, "--frames", 4]
     code, said = run(capsys, "remove", scene / "frames", "--masks", scene / "masks", "-o", tmp_path / "out", *part)

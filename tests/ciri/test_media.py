@@ -510,6 +510,57 @@ def test_masks_of_a_folder(tmp_path):
     assert masks.shape == (2, 1, 8, 8) and masks.sum((1, 2, 3)).tolist() == [9, 16] and notes == []
 
 
+def a_part(start, count, names=()):
+    """Frames start, start + 1, ... of a clip of ten."""
+    return media.Clip(torch.zeros(count, 3, 2, 2), names=list(names), start=start)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "start", "count", "names", "first", "note"),
+    [
+        (range(10), 3, 4, (), 3, ""),  # masks of the whole clip
+        (range(10), 3, None, (), 3, ""),
+        (range(1, 11), 3, 4, (), 4, "00004.png was taken as the mask of frame 3"),  # the same, counted from 1
+        (range(1, 11), 3, None, (), 4, "00004.png"),
+        (range(1, 11), 3, 4, ("00004", "00005", "00006", "00007"), 4, ""),  # and so are the frames
+        (range(3, 10), 3, None, (), 3, ""),  # written with --start 3
+        (range(3, 10), 3, 4, (), 3, ""),  # and used for fewer frames
+        (range(3, 10), 5, 4, (), 5, ""),  # and from a later one on
+        (range(1, 10), 1, None, (), 1, "00001.png"),
+        (range(7), 3, None, (), 0, "00000.png was taken as the mask of frame 3"),  # of this part, by another tool
+        (range(100, 107), 3, None, (), 100, "00100.png"),
+        (range(103, 110), 3, 4, ("00103", "00104", "00105", "00106"), 103, ""),
+        (range(100, 110), 3, 4, ("00103", "00104", "00105", "00106"), 103, ""),
+        (range(10), 0, 4, ("00002", "00003", "00004", "00005"), 2, ""),
+        (range(20, 40), 3, 4, (), 23, ""),  # nothing tells: by their place
+    ],
+)
+def test_masks_of_a_part_of_a_clip(tmp_path, numbers, start, count, names, first, note):
+    for number in numbers:
+        cv2.imwrite(str(tmp_path / f"{number:05d}.png"), np.uint8([[255] * number + [0] * (120 - number)]))
+    frames = count or 10 - start
+    masks, notes = media.read_masks(tmp_path, start=start, count=count, clip=a_part(start, frames, names))
+    assert masks.sum((1, 2, 3)).tolist() == list(range(first, first + frames))
+    assert bool(notes) == bool(note) and note in "".join(notes)
+
+
+def test_too_many_masks_after_the_start_are_not_cut_off(tmp_path):
+    for number in range(12):
+        cv2.imwrite(str(tmp_path / f"{number:05d}.png"), np.full((2, 2), 255, np.uint8))
+    assert len(media.read_masks(tmp_path, start=3, clip=a_part(3, 7))[0]) == 9
+
+
+@pytest.mark.parametrize(("length", "first"), [(10, 3), (7, 0)])
+def test_a_video_of_masks_of_a_part_of_a_clip(tmp_path, length, first):
+    masks = torch.zeros(length, 1, 16, 32)
+    for index, mask in enumerate(masks):
+        mask[:, :, : 2 * index] = 1
+    media.write_clip(tmp_path / "masks.mp4", masks)
+    read, notes = media.read_masks(tmp_path / "masks.mp4", start=3, clip=a_part(3, 7))
+    assert len(read) == 7 and read[0].mean() == pytest.approx(first / 16, abs=0.02)
+    assert ["taken for frame 3" in note for note in notes] == [True] * (first == 0)
+
+
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 
