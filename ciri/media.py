@@ -1,6 +1,6 @@
 """Clips and masks on disk: videos, folders of numbered images, and single images.
 
-PyAV reads and writes videos where it is installed (every ComfyUI has it): H.264 at constant quality, with the sound
+PyAV reads and writes videos where it is installed (every ComfyUI has it): H.264 at constant quality, with the sounds
 kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1], masks float32 (T, 1, H, W) in [0, 1], where
 1 is the target.
 """
