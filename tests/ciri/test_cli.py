@@ -260,6 +260,16 @@ def test_as_a_program_it_prints_no_traceback(tmp_path):
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and done.stdout == ""
 
 
+@pytest.mark.parametrize(("missing", "required"), [("torch", True), ("cv2", True), ("fractions", False)])
+def test_without_what_it_requires_it_says_so_in_one_line(missing, required):
+    program = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = ['ciri', 'remove', 'in.mp4', '-o', 'o']"
+    command = [sys.executable, "-c", f"{program}; runpy.run_module('ciri', run_name='__main__')"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ("Traceback" in done.stderr) is not required and missing in done.stderr
+    if required:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "requirements.txt" in done.stderr
+
+
 def test_an_unknown_command_names_the_known_ones(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["vanish"])
