@@ -15,6 +15,9 @@ from ciri import __version__, commands
 from ciri.errors import CiriError
 from ciri.numbering import counted_from
 
+#: What requirements.txt lists, by the names that Python imports.
+_REQUIRED = ("torch", "numpy", "cv2", "einops", "safetensors")
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of every command in :mod:`ciri.commands`."""
@@ -39,6 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return args.run(args) or 0
     except CiriError as error:
         print(f"ciri: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        # anything else that is missing is a fault of this pack
+        if error.name not in _REQUIRED:
+            raise
+        print(
+            f"ciri: {sys.executable} has no {error.name}; run `pip install -r requirements.txt` with it, or use "
+            ".venv/bin/python (./run.sh makes it) or ComfyUI's Python.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("ciri: interrupted", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Clips and masks on disk: videos, folders of numbered images, and single images.
 
-PyAV reads and writes videos where it is installed (every ComfyUI has it): H.264 at constant quality, with the sound
+PyAV reads and writes videos where it is installed (every ComfyUI has it): H.264 at constant quality, with the sounds
 kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1], masks float32 (T, 1, H, W) in [0, 1], where
 1 is the target.
 """
@@ -226,16 +226,25 @@ def _alpha_is_target(image: np.ndarray) -> bool:
     return 0 < len(opaque) < image[..., 0].size and bool((opaque[:, :3] == np.iinfo(image.dtype).max).all())
 
 
-def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) -> tuple[Tensor, list[str]]:
-    """Read a mask for every frame, float32 (T, 1, H, W) in [0, 1]: a folder of numbered images, or a video.
+def read_masks(
+    path: str | Path, *, start: int = 0, count: int | None = None, clip: Clip | None = None
+) -> tuple[Tensor, list[str]]:
+    """Read a mask for every frame, float32 (T, 1, H, W) in [0, 1], and notes on how they were understood.
+
+    Args:
+        path: a folder of numbered images, or a video.
+        start: skip this many masks.
+        count: read at most this many (default: to the end).
+        clip: what was read with this start and count. Masks that were made for this part alone, as the names, the
+            numbers or the count of the files show, are not skipped.
 
     Raises:
         MediaError: as :func:`read_clip`.
     """
     path = Path(path)
     if not path.is_dir():
-        return read_clip(path, start=start, count=count).frames.mean(1, keepdim=True), []
-    files = image_files(path)[start:][:count]
+        return _read_mask_video(path, start, count, clip)
+    files, choice = _mask_files(image_files(path), start, count, clip)
     if not files:
         raise MediaError(f"{path} holds no mask for frame {start}.")
     images = [_decode_mask(file) for file in files]
@@ -247,7 +256,45 @@ def read_masks(path: str | Path, *, start: int = 0, count: int | None = None) ->
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")
-    return torch.stack(masks)[:, None], [note for more in notes[:1] for note in more]
+    return torch.stack(masks)[:, None], choice + [note for more in notes[:1] for note in more]
+
+
+def _read_mask_video(path: Path, start: int, count: int | None, clip: Clip | None) -> tuple[Tensor, list[str]]:
+    if clip is not None and start:
+        frames = len(clip.frames)
+        # one more than is needed shows whether the video is longer
+        masks = read_clip(path, count=frames + 1).frames
+        if len(masks) == frames:
+            return masks.mean(1, keepdim=True), [f"The first mask of {path.name} was taken for frame {start}."]
+    return read_clip(path, start=start, count=count).frames.mean(1, keepdim=True), []
+
+
+def _mask_files(files: list[Path], start: int, count: int | None, clip: Clip | None) -> tuple[list[Path], list[str]]:
+    """The masks of a clip among those of a folder, and a note where that is a guess."""
+    skipped = files[start:][:count]
+    if clip is None:
+        return skipped, []
+    named = {file.stem: file for file in files}
+    if clip.names and all(name in named for name in clip.names):
+        return [named[name] for name in clip.names], []
+    if not start:
+        return skipped, []
+    frames = len(clip.frames)
+    numbers = [_last_number(file) for file in files]
+    later = [file for file, number in zip(files, numbers, strict=True) if number >= start][:count]
+    numbered = [_last_number(file) for file in later[:frames]] == list(range(start, start + frames))
+    # what begins with 1 may as well be the whole clip, by a tool that counts from there
+    if numbered and numbers[0] != 1:
+        return later, []
+    chosen = files if len(files) == frames else skipped
+    guessed = chosen is files or numbered
+    return chosen, [f"{chosen[0].name} was taken as the mask of frame {start}."] * (guessed and bool(chosen))
+
+
+def _last_number(file: Path) -> int:
+    """The last number in a file's name, -1 where there is none."""
+    found = re.findall(r"\d+", file.stem)
+    return int(found[-1]) if found else -1
 
 
 # --------------------------------------------------------------------------------------------- writing

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from ciri.errors import MediaError
-from ciri.video_sound import CopiedSound, EncodedSound, has_sound
+from ciri.video_sound import CopiedSound, EncodedSound, count_sounds
 
 try:
     import av
@@ -47,7 +47,7 @@ class VideoFacts:
     """What a written video takes over from the one that was read.
 
     Attributes:
-        path: the file, whose sound is copied.
+        path: the file, whose sounds are copied.
         fps: frames per second.
         colour: FFmpeg's numbers for matrix, primaries and transfer.
         times: when each frame that was read is shown, in seconds on the file's own clock, which need not begin at 0;
@@ -81,9 +81,9 @@ def write_video(
 
     Args:
         path: the suffix chooses the container.
-        images: gives uint8 (H, W, 3) RGB or (H, W) grey, at least one; called again where the sound needs another try.
+        images: gives uint8 (H, W, 3) RGB or (H, W) grey, at least one; called again where the sounds need another try.
         fps: frames per second.
-        source: the video whose colour space, shape of pixels, frame times and sound are kept.
+        source: the video whose colour space, shape of pixels, frame times and sounds are kept.
         start: number that the first image has in the source; counts only where the source has no times.
 
     Returns:
@@ -188,23 +188,32 @@ def _shown_at(frame: Any) -> Fraction | None:
     return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
-def _write_av(path: Path, images: Images, fps: Fraction, source: VideoFacts | None, start: int) -> list[str]:
-    """Write with the sound as it is, else encoded anew, else without: a finished picture is never lost for it.
+#: In which form the sounds are written, and how many of them.
+_Sounds = tuple[type[CopiedSound], int] | None
 
-    Whether a file takes a sound is known only once it is closed, so every failure is put down to the sound first.
+
+def _write_av(path: Path, images: Images, fps: Fraction, source: VideoFacts | None, start: int) -> list[str]:
+    """Write with the sounds as they are, else encoded anew, else without: a finished picture is never lost for them.
+
+    Whether a file takes a sound is known only once it is closed, so every failure is put down to the sounds first.
     """
-    tries = (CopiedSound, EncodedSound, None) if source and has_sound(source.path) else (None,)
+    tracks = count_sounds(source.path) if source else 0
+    # one odd track among several costs the others, but not the first
+    numbers = dict.fromkeys([tracks, 1]) if tracks else {}
+    tries: list[_Sounds] = [(kind, number) for number in numbers for kind in (CopiedSound, EncodedSound)]
     refused: list[str] = []
-    for sound_type in tries:
+    for sounds in [*tries, None]:
         try:
-            notes = _encode(path, images(), fps, source, start, sound_type)
+            notes = _encode(path, images(), fps, source, start, sounds)
             break
         except (av.error.FFmpegError, ValueError) as error:
             refused.append(getattr(error, "strerror", None) or str(error))
-            if sound_type is None or getattr(error, "errno", None) == errno.ENOSPC:
+            if sounds is None or getattr(error, "errno", None) == errno.ENOSPC:
                 raise MediaError(f"{path} cannot be encoded: {refused[-1]}.") from None
-    if len(refused) == 2:
-        notes.append(f"The sound was left out: {path.name} takes it neither as it is nor encoded anew ({refused[1]}).")
+    if tries and sounds is None:
+        notes.append(f"The sound was left out: {path.name} takes it neither as it is nor encoded anew ({refused[-1]}).")
+    if sounds and sounds[1] < tracks:
+        notes.append(f"Only the first of {tracks} sounds was kept: {path.name} does not take them all ({refused[1]}).")
     return notes
 
 
@@ -214,9 +223,9 @@ def _encode(
     fps: Fraction,
     source: VideoFacts | None,
     start: int,
-    sound_type: type[CopiedSound] | None,
+    sounds: _Sounds,
 ) -> list[str]:
-    """Write the file once, with the sound in one form or without."""
+    """Write the file once, with the sounds in one form or without."""
     first = next(images)
     colour = source.colour if source else VideoFacts.colour
     moments, fps, notes = _timing(path, source, fps)
@@ -232,10 +241,12 @@ def _encode(
                 notes.append(f"{path.name} is shown with square pixels; those of {source.path.name} are not square.")
         if moments:
             stream.codec_context.time_base = _TICK
-        sound = None
-        if source and sound_type:
-            heard = stack.enter_context(av.open(str(source.path)))
-            sound = sound_type(container, heard, source.times[0] if source.times else start / source.fps)
+        heard = []
+        if source and sounds:
+            begin = source.times[0] if source.times else start / source.fps
+            for track in range(sounds[1]):
+                opened = stack.enter_context(av.open(str(source.path)))
+                heard.append(sounds[0](container, opened, track, begin))
         for index, image in enumerate(itertools.chain([first], images)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=_matrix(colour[0]), interpolation=_exact())
@@ -243,12 +254,12 @@ def _encode(
             frame.time_base = _TICK if moments else 1 / fps
             frame.pts = round(moment / frame.time_base)
             container.mux(stream.encode(frame))
-            if sound:
+            for sound in heard:
                 sound.write_until(moment + 1 / fps)
         container.mux(stream.encode())
-        if sound:
+        for sound in heard:
             sound.finish()
-    return notes + ([sound.note] if sound and sound.note else [])
+    return notes + list(dict.fromkeys(sound.note for sound in heard if sound.note))
 
 
 def _timing(path: Path, source: VideoFacts | None, fps: Fraction) -> tuple[list[Fraction], Fraction, list[str]]:

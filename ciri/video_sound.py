@@ -1,4 +1,4 @@
-"""The sound of a video: copied packet by packet, or encoded anew where the new file cannot hold it as it is."""
+"""The sounds of a video: copied packet by packet, or encoded anew where the new file cannot hold it as it is."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ except ImportError:  # OpenCV writes videos then, without sound
 _RATE = 48000
 #: Bits a second and channel of sound that is encoded anew: more than enough for what was compressed before.
 _BITS = 96000
+#: What is said about a track, by whatever kind of file.
+_NAMES = ("language", "title")
 
 
-def has_sound(path: Path) -> bool:
-    """Whether a video is still there and has sound."""
+def count_sounds(path: Path) -> int:
+    """How many tracks of sound a video has; 0 where it is not there any more."""
     try:
         with av.open(str(path)) as source:
-            return bool(source.streams.audio)
+            return len(source.streams.audio)
     except (av.error.FFmpegError, OSError):
-        return False
+        return 0
 
 
 class CopiedSound:
@@ -32,7 +34,8 @@ class CopiedSound:
 
     Args:
         container: the new file, before its header is written.
-        source: the open source; its first sound is used.
+        source: the open source, which no other track is read from.
+        track: number of the sound among those of the source.
         offset: moment of the source, in seconds, at which the new video begins.
 
     Raises:
@@ -41,10 +44,13 @@ class CopiedSound:
 
     note = ""
 
-    def __init__(self, container: Any, source: Any, offset: Fraction):
+    def __init__(self, container: Any, source: Any, track: int, offset: Fraction):
         self.container, self.offset = container, offset
-        self.stream = self._add_stream(container, source.streams.audio[0])
-        self.pieces = self._read(source, source.streams.audio[0])
+        stream = source.streams.audio[track]
+        self.stream = self._add_stream(container, stream)
+        # a player names the tracks by their language and title
+        self.stream.metadata.update({key: stream.metadata[key] for key in _NAMES if key in stream.metadata})
+        self.pieces = self._read(source, stream)
         self.waiting = next(self.pieces, None)
 
     def write_until(self, seconds: Fraction) -> None:

@@ -18,7 +18,7 @@ def add_parser(networks: Any) -> None:
     parser = networks.add_parser("residue", help="the residue detector lite")
     parser.add_argument("--data", type=Path, required=True, help="the data pack, DAVIS, or YouTube-VOS")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; continued if it is there")
-    parser.add_argument("--init", type=Path, required=True, help="pretrained EfficientNet-Lite0 (.safetensors)")
+    parser.add_argument("--init", type=Path, required=True, help="pretrained EfficientNet-Lite0 (.pth or .safetensors)")
     parser.add_argument("--go-on-from", type=Path, help="exported weights to begin with")
     add_plan(parser, STEPS)
     parser.add_argument("--batch", type=int, default=32, help="samples per step (default 32)")

@@ -13,17 +13,17 @@ from ciri.errors import TrainingError
 STEPS = 20_000
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every training run."""
+def add_run(parser: argparse.ArgumentParser, steps: int | str = STEPS) -> None:
+    """Arguments of every training run; ``steps`` as for :func:`add_plan`."""
     parser.add_argument("--data", type=Path, required=True, help="the data pack, DAVIS, YouTube-VOS or OVIS")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; continued if it is there")
-    add_plan(parser, STEPS)
+    add_plan(parser, steps)
     parser.add_argument("--seed", type=int, default=1, help="of weights, synthesis and split (default 1)")
     parser.add_argument("--workers", type=int, default=16, help="threads or processes that make clips (default 16)")
 
 
-def add_plan(parser: argparse.ArgumentParser, steps: int) -> None:
-    """How long to train; ``steps`` are those that :func:`plan_of` takes where none are given."""
+def add_plan(parser: argparse.ArgumentParser, steps: int | str) -> None:
+    """How long to train; ``steps`` says how many it is where none are given."""
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on later")
     parser.add_argument(
         "--plan-minutes",

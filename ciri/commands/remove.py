@@ -27,7 +27,11 @@ def add_parser(subparsers: Any) -> None:
     )
     shared.add_propagation(parser)
     parser.add_argument(
-        "--masks", type=Path, metavar="DIR", help="a mask for every frame (folder or video): nothing is propagated"
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="a mask for every frame of INPUT, or of what --start and --frames choose (folder or video): nothing is "
+        "propagated",
     )
     parser.add_argument(
         "--bridge", action="store_true", help="where --masks drop out for a few frames, bridge them from those around"
@@ -101,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     clip = shared.read_input(args)
     options: dict[str, Any]
     if args.masks:
-        masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames)
+        masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames, clip=clip)
         options = {"masks": masks, "bridge": args.bridge}
     else:
         annotated, key_frames, notes = shared.read_annotations(args)

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_propagator(networks: Any) -> None:
     parser = networks.add_parser("propagator", help="the propagator lite")
     add_run(parser)
-    parser.add_argument("--init", type=Path, help="pretrained EfficientNet-Lite0 (.safetensors)")
+    parser.add_argument("--init", type=Path, help="pretrained EfficientNet-Lite0 (.pth or .safetensors)")
     parser.add_argument("--go-on-from", type=Path, help="exported weights to begin with, where checkpoints are lost")
     parser.add_argument("--average-with", type=Path, help="exported weights to take the mean with in what is exported")
     parser.add_argument(

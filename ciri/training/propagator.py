@@ -63,7 +63,7 @@ class Settings:
     Attributes:
         data: folder of the data pack, DAVIS or YouTube-VOS.
         out: the run's folder; training continues there if it exists.
-        init: pretrained EfficientNet-Lite0 (.safetensors of the original key names); None starts from noise.
+        init: pretrained EfficientNet-Lite0 (.safetensors or .pth, with the original key names); None starts from noise.
         go_on_from: exported weights to begin with, where the checkpoints of an earlier run are lost.
         average_with: exported weights; what this run exports is the mean of its own and these.
         own_share: how much the run's own weights count in that mean.
@@ -325,7 +325,7 @@ def _command(settings: Settings) -> str:
     for name, (height, width) in (("size", (settings.height, settings.width)), ("window", settings.window)):
         if (height, width) not in ((usual.height, usual.width), usual.window):
             options.append(f"--{name} {width}x{height}")
-    init = " --init efficientnet_lite0.safetensors" if settings.init and not settings.go_on_from else ""
+    init = f" --init {settings.init.name}" if settings.init and not settings.go_on_from else ""
     for name in ("go_on_from", "average_with"):
         file: Path | None = getattr(settings, name)
         if file is not None:

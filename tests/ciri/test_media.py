@@ -382,6 +382,74 @@ def test_surround_sound_is_encoded_for_webm(tmp_path):
         assert container.streams.audio[0].layout.nb_channels == 6
 
 
+def with_sounds(path, codecs, names=()):
+    """A grey film of a second with a sound of each codec: 400 Hz, then 1000 Hz, the further ones a multiple of it."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libx264", rate=24)
+        picture.width, picture.height, picture.pix_fmt = 32, 16, "yuv420p"
+        voices = [container.add_stream(codec, rate=8000, layout="mono") for codec in codecs]
+        for voice, name in zip(voices, names, strict=False):
+            voice.metadata.update(name)
+        for _ in range(24):
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.full((16, 32, 3), 90, np.uint8))))
+        container.mux(picture.encode())
+        for number, voice in enumerate(voices):
+            sound = two_tones(1 + number)[None, :: 1 + number]
+            for begin in range(0, 8000, 800):
+                samples = np.ascontiguousarray(sound[:, begin : begin + 800])
+                block = av.AudioFrame.from_ndarray(samples, format="s16p", layout="mono")
+                block.sample_rate, block.time_base, block.pts = 8000, Fraction(1, 8000), begin
+                container.mux(voice.encode(block))
+            container.mux(voice.encode())
+    return path
+
+
+def sounds_of(folder, path):
+    """Codec and strongest frequency of each sound of a file, and what each is called."""
+    found = []
+    with av.open(str(path)) as container:
+        count = len(container.streams.audio)
+    for number in range(count):
+        with av.open(str(path)) as container, av.open(str(folder / f"{number}.wav"), "w") as alone:
+            stream = container.streams.audio[number]
+            plain = alone.add_stream("pcm_s16le", rate=stream.rate, layout="mono")
+            for frame in container.decode(stream):
+                alone.mux(plain.encode(frame))
+            found.append((stream.codec_context.codec.canonical_name, dict(stream.metadata)))
+    return [(codec, pitch(folder / f"{n}.wav")[0], names) for n, (codec, names) in enumerate(found)]
+
+
+@pytest.mark.parametrize(
+    ("codecs", "result", "kept"),
+    [
+        (("aac", "aac"), "out.mp4", ("aac", "aac")),
+        (("aac", "flac", "aac"), "out.mkv", ("aac", "flac", "aac")),
+        (("aac", "flac"), "out.webm", ("opus", "opus")),
+        (("aac", "aac"), "out.avi", ("aac", "aac")),
+    ],
+)
+def test_every_sound_is_kept(tmp_path, codecs, result, kept):
+    names = [{"language": language} for language in ("eng", "chi", "fre")]
+    clip = media.read_clip(with_sounds(tmp_path / "film.mkv", codecs, names), start=12)
+    notes = media.write_clip(tmp_path / result, clip.frames, clip)
+    assert len(notes) == len(set(codecs)) * (kept != codecs), notes
+    found = sounds_of(tmp_path, tmp_path / result)
+    assert tuple(codec for codec, _, _ in found) == kept
+    for number, (_, frequency, named) in enumerate(found):
+        assert frequency == pytest.approx(1000 * (1 + number), rel=0.03)
+        if not result.endswith("avi"):
+            assert named["language"] == names[number]["language"]
+
+
+def test_a_further_sound_that_nobody_knows_does_not_cost_the_first(tmp_path):
+    source = with_sounds(tmp_path / "film.mkv", ("aac", "libopus"))
+    source.write_bytes(source.read_bytes().replace(b"A_OPUS", b"A_OPUZ"))
+    clip = media.read_clip(source)
+    notes = media.write_clip(tmp_path / "out.mp4", clip.frames, clip)
+    assert len(notes) == 1 and "Only the first of 2 sounds was kept" in notes[0]
+    assert [codec for codec, _, _ in sounds_of(tmp_path, tmp_path / "out.mp4")] == ["aac"]
+
+
 def test_what_is_wrong_with_the_picture_is_not_put_down_to_the_sound(tmp_path, monkeypatch):
     source = encode(tmp_path / "loud.mkv", [(90, 90, 90)] * 24, sound=two_tones(1))
     clip = media.read_clip(source)
@@ -507,6 +575,57 @@ def test_masks_of_a_folder(tmp_path):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     masks, notes = media.read_masks(tmp_path, start=1)
     assert masks.shape == (2, 1, 8, 8) and masks.sum((1, 2, 3)).tolist() == [9, 16] and notes == []
+
+
+def a_part(start, count, names=()):
+    """Frames start, start + 1, ... of a clip of ten."""
+    return media.Clip(torch.zeros(count, 3, 2, 2), names=list(names), start=start)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "start", "count", "names", "first", "note"),
+    [
+        (range(10), 3, 4, (), 3, ""),  # masks of the whole clip
+        (range(10), 3, None, (), 3, ""),
+        (range(1, 11), 3, 4, (), 4, "00004.png was taken as the mask of frame 3"),  # the same, counted from 1
+        (range(1, 11), 3, None, (), 4, "00004.png"),
+        (range(1, 11), 3, 4, ("00004", "00005", "00006", "00007"), 4, ""),  # and so are the frames
+        (range(3, 10), 3, None, (), 3, ""),  # written with --start 3
+        (range(3, 10), 3, 4, (), 3, ""),  # and used for fewer frames
+        (range(3, 10), 5, 4, (), 5, ""),  # and from a later one on
+        (range(1, 10), 1, None, (), 1, "00001.png"),
+        (range(7), 3, None, (), 0, "00000.png was taken as the mask of frame 3"),  # of this part, by another tool
+        (range(100, 107), 3, None, (), 100, "00100.png"),
+        (range(103, 110), 3, 4, ("00103", "00104", "00105", "00106"), 103, ""),
+        (range(100, 110), 3, 4, ("00103", "00104", "00105", "00106"), 103, ""),
+        (range(10), 0, 4, ("00002", "00003", "00004", "00005"), 2, ""),
+        (range(20, 40), 3, 4, (), 23, ""),  # nothing tells: by their place
+    ],
+)
+def test_masks_of_a_part_of_a_clip(tmp_path, numbers, start, count, names, first, note):
+    for number in numbers:
+        cv2.imwrite(str(tmp_path / f"{number:05d}.png"), np.uint8([[255] * number + [0] * (120 - number)]))
+    frames = count or 10 - start
+    masks, notes = media.read_masks(tmp_path, start=start, count=count, clip=a_part(start, frames, names))
+    assert masks.sum((1, 2, 3)).tolist() == list(range(first, first + frames))
+    assert bool(notes) == bool(note) and note in "".join(notes)
+
+
+def test_too_many_masks_after_the_start_are_not_cut_off(tmp_path):
+    for number in range(12):
+        cv2.imwrite(str(tmp_path / f"{number:05d}.png"), np.full((2, 2), 255, np.uint8))
+    assert len(media.read_masks(tmp_path, start=3, clip=a_part(3, 7))[0]) == 9
+
+
+@pytest.mark.parametrize(("length", "first"), [(10, 3), (7, 0)])
+def test_a_video_of_masks_of_a_part_of_a_clip(tmp_path, length, first):
+    masks = torch.zeros(length, 1, 16, 32)
+    for index, mask in enumerate(masks):
+        mask[:, :, : 2 * index] = 1
+    media.write_clip(tmp_path / "masks.mp4", masks)
+    read, notes = media.read_masks(tmp_path / "masks.mp4", start=3, clip=a_part(3, 7))
+    assert len(read) == 7 and read[0].mean() == pytest.approx(first / 16, abs=0.02)
+    assert ["taken for frame 3" in note for note in notes] == [True] * (first == 0)
 
 
 # ---------------------------------------------------------------------------------------------- what goes wrong

@@ -49,3 +49,44 @@ def test_a_published_backbone_is_planned_in_epochs(monkeypatch):
     command = "train backbone --model sttn --init sttn.pth --data data --out run --minutes 30"
     assert cli.main(command.split()) == 0 and cli.main([*command.split(), "--steps", "9"]) == 0
     assert [(s.steps, s.minutes) for s in taken] == [(None, 30), (9, 30)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("--model sttn --init sttn.pth --variant hard-mask", "--variant with --model sttn"),
+        # also what it would have been anyway
+        ("--model sttn --init sttn.pth --perceptual 0.1 --keep samples", "--keep, --perceptual with --model sttn"),
+        ("--model sttn --init sttn.pth --plan-minutes 90", "--plan-minutes with --model sttn"),
+        ("--epochs 3 --gate-points x0", "--epochs, --gate-points with --model lite"),
+    ],
+)
+def test_options_of_the_other_kind_of_backbone_are_refused(monkeypatch, capsys, typed, named):
+    from ciri.training import backbone, published
+
+    for module, name in ((backbone, "train_backbone"), (published, "train_published")):
+        monkeypatch.setattr(module, name, lambda s, **more: Path("weights"))
+    assert cli.main(["train", "backbone", "--data", "data", "--out", "run", *typed.split()]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_options_that_are_not_given_are_what_the_help_says(monkeypatch):
+    from ciri.training import backbone, published
+
+    taken = []
+    for module, name in ((backbone, "train_backbone"), (published, "train_published")):
+        monkeypatch.setattr(module, name, lambda s, **more: taken.append(s) or Path("weights"))
+    command = ["train", "backbone", "--data", "data", "--out", "run"]
+    assert cli.main(command) == 0 and cli.main([*command, "--model", "sttn", "--init", "sttn.pth"]) == 0
+    lite, sttn = taken
+    assert (lite.variant, lite.window, lite.crop, lite.pool, lite.keep, lite.reuse) == (
+        "ciri",
+        3,
+        (128, 192),
+        500,
+        None,
+        0,
+    )
+    assert (lite.pretraining, lite.perceptual, lite.adversarial_from, lite.config.deep) == (0.35, 0.1, 1, 4)
+    assert (sttn.epochs, sttn.local, sttn.references) == (30, 5, 3)
+    assert (sttn.gate_points, sttn.adversarial, sttn.flow) == (("out",), 0.01, 1)
