@@ -1,8 +1,7 @@
-"""Clips and masks on disk: videos, folders of numbered images, and single images.
+"""Clips on disk: videos, folders of numbered images, and single images (masks: :mod:`ciri.mask_files`).
 
 PyAV reads and writes videos where it is installed (every ComfyUI has it): H.264 at constant quality, with the sounds
-kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1], masks float32 (T, 1, H, W) in [0, 1], where
-1 is the target.
+kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from ciri.errors import MediaError
 from ciri.video_files import VIDEO_SUFFIXES, VideoFacts, read_video, write_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-#: A greyscale mask whose brightest pixel is darker than this share of white holds label numbers, not grey levels.
-_DARKEST_WHITE = 0.5
 
 
 @dataclass
@@ -125,8 +121,16 @@ def _read_folder(folder: Path, start: int, count: int | None) -> Clip:
 _UPRIGHT = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
 
 
-def _decode(file: Path, how: int = _UPRIGHT) -> np.ndarray:
-    """Any image as OpenCV decodes it, 8 or 16 bits: (H, W) or (H, W, 3 | 4), BGR."""
+def decode_image(file: Path, how: int = _UPRIGHT) -> np.ndarray:
+    """Any image as OpenCV decodes it, 8 or 16 bits: (H, W) or (H, W, 3 | 4), BGR.
+
+    Args:
+        file: the image.
+        how: OpenCV's flags; as they are, alpha is dropped, and photographs are turned upright.
+
+    Raises:
+        MediaError: no readable image, or values of another kind.
+    """
     # not cv2.imread: it writes warnings to the terminal, and does not take every file name on Windows
     try:
         data = np.fromfile(file, np.uint8)
@@ -145,13 +149,9 @@ def _decode(file: Path, how: int = _UPRIGHT) -> np.ndarray:
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _has_alpha(image: np.ndarray) -> bool:
-    return image.ndim == 3 and image.shape[2] == 4
-
-
 def _read_colour(file: Path) -> tuple[np.ndarray, int]:
     """An image as uint8 (H, W, 3), RGB, and the bits of a colour in the file; alpha is dropped."""
-    image = _decode(file)
+    image = decode_image(file)
     bits = 8 * image.itemsize
     if bits == 16:
         image = (image / 257 + 0.5).astype(np.uint8)
@@ -168,133 +168,6 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
 
 def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
-
-
-# --------------------------------------------------------------------------------------------- masks
-
-
-def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
-    """Read one mask, float32 (H, W) in [0, 1], and notes on how it was understood.
-
-    Transparent is the target where an image has transparent pixels (so ComfyUI's mask editor saves it), unless nothing
-    but white is opaque: then that is. In an image without transparent pixels white is: grey levels are kept, label
-    numbers (all values small) and coloured annotations count as 1 where they are not black.
-
-    Raises:
-        MediaError: no readable image.
-    """
-    file = Path(file)
-    image = _decode_mask(file)
-    return _understood(file, image, _alpha_is_target(image))
-
-
-def _decode_mask(file: Path) -> np.ndarray:
-    if not file.is_file():
-        raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
-    image = _decode(file, cv2.IMREAD_UNCHANGED)
-    return image if _has_alpha(image) else _decode(file)
-
-
-def _understood(file: Path, image: np.ndarray, alpha_is_target: bool) -> tuple[Tensor, list[str]]:
-    """A decoded image as a mask, and notes: see :func:`read_mask`."""
-    white = np.iinfo(image.dtype).max
-    if _has_alpha(image):
-        if image[..., 3].min() < white:
-            alpha = torch.from_numpy(image[..., 3].astype(np.float32) / white)
-            if not alpha_is_target:
-                return 1 - alpha, []
-            return alpha, [f"{file.name} shows nothing but white where it is opaque: that was taken as the object."]
-        image = image[..., :3]
-    if image.ndim == 3:
-        if (image == image[..., :1]).all():
-            image = image[..., 0]
-        else:
-            note = f"{file.name} is in colour: everything that is not black was taken as the object."
-            return torch.from_numpy(image.any(2).astype(np.float32)), [note]
-    brightest = int(image.max())
-    if 0 < brightest < _DARKEST_WHITE * white:
-        note = f"{file.name} holds values from 0 to {brightest}: everything above 0 was taken as the object."
-        return torch.from_numpy((image > 0).astype(np.float32)), [note]
-    return torch.from_numpy(image.astype(np.float32) / white), []
-
-
-def _alpha_is_target(image: np.ndarray) -> bool:
-    """Whether an image is a white shape on a transparent ground; under a painted hole the picture itself is kept."""
-    if not _has_alpha(image):
-        return False
-    opaque = image[image[..., 3] > np.iinfo(image.dtype).max // 2]
-    return 0 < len(opaque) < image[..., 0].size and bool((opaque[:, :3] == np.iinfo(image.dtype).max).all())
-
-
-def read_masks(
-    path: str | Path, *, start: int = 0, count: int | None = None, clip: Clip | None = None
-) -> tuple[Tensor, list[str]]:
-    """Read a mask for every frame, float32 (T, 1, H, W) in [0, 1], and notes on how they were understood.
-
-    Args:
-        path: a folder of numbered images, or a video.
-        start: skip this many masks.
-        count: read at most this many (default: to the end).
-        clip: what was read with this start and count. Masks that were made for this part alone, as the names, the
-            numbers or the count of the files show, are not skipped.
-
-    Raises:
-        MediaError: as :func:`read_clip`.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return _read_mask_video(path, start, count, clip)
-    files, choice = _mask_files(image_files(path), start, count, clip)
-    if not files:
-        raise MediaError(f"{path} holds no mask for frame {start}.")
-    images = [_decode_mask(file) for file in files]
-    # a wholly transparent image tells nothing by itself; the others show what is meant
-    alpha_is_target = any(map(_alpha_is_target, images))
-    masks, notes = zip(
-        *[_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)], strict=True
-    )
-    for file, mask in zip(files, masks, strict=True):
-        if mask.shape != masks[0].shape:
-            raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")
-    return torch.stack(masks)[:, None], choice + [note for more in notes[:1] for note in more]
-
-
-def _read_mask_video(path: Path, start: int, count: int | None, clip: Clip | None) -> tuple[Tensor, list[str]]:
-    if clip is not None and start:
-        frames = len(clip.frames)
-        # one more than is needed shows whether the video is longer
-        masks = read_clip(path, count=frames + 1).frames
-        if len(masks) == frames:
-            return masks.mean(1, keepdim=True), [f"The first mask of {path.name} was taken for frame {start}."]
-    return read_clip(path, start=start, count=count).frames.mean(1, keepdim=True), []
-
-
-def _mask_files(files: list[Path], start: int, count: int | None, clip: Clip | None) -> tuple[list[Path], list[str]]:
-    """The masks of a clip among those of a folder, and a note where that is a guess."""
-    skipped = files[start:][:count]
-    if clip is None:
-        return skipped, []
-    named = {file.stem: file for file in files}
-    if clip.names and all(name in named for name in clip.names):
-        return [named[name] for name in clip.names], []
-    if not start:
-        return skipped, []
-    frames = len(clip.frames)
-    numbers = [_last_number(file) for file in files]
-    later = [file for file, number in zip(files, numbers, strict=True) if number >= start][:count]
-    numbered = [_last_number(file) for file in later[:frames]] == list(range(start, start + frames))
-    # what begins with 1 may as well be the whole clip, by a tool that counts from there
-    if numbered and numbers[0] != 1:
-        return later, []
-    chosen = files if len(files) == frames else skipped
-    guessed = chosen is files or numbered
-    return chosen, [f"{chosen[0].name} was taken as the mask of frame {start}."] * (guessed and bool(chosen))
-
-
-def _last_number(file: Path) -> int:
-    """The last number in a file's name, -1 where there is none."""
-    found = re.findall(r"\d+", file.stem)
-    return int(found[-1]) if found else -1
 
 
 # --------------------------------------------------------------------------------------------- writing

@@ -18,7 +18,8 @@ from ciri.compare import overlay
 from ciri.console import ProgressBar
 from ciri.errors import CiriError
 from ciri.frames import grow_mask
-from ciri.media import Clip, read_clip, read_mask, write_clip, write_png
+from ciri.mask_files import read_mask
+from ciri.media import Clip, read_clip, write_clip, write_png
 from scripts import comfyui
 from scripts.comfy_client import Client, PromptRejected
 

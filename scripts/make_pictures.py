@@ -29,7 +29,8 @@ from ciri.inactivation.features import learned_beta
 from ciri.inactivation.fusion import fuse
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.remove import remove
-from ciri.media import read_clip, read_mask
+from ciri.mask_files import read_mask
+from ciri.media import read_clip
 from ciri.propagation import registry as propagators
 from ciri.refinement.bridging import bridged_masks
 from ciri.refinement.refine import Refinement, refine

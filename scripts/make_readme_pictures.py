@@ -16,7 +16,8 @@ from ciri.compare import compare, overlay
 from ciri.console import ProgressBar
 from ciri.inactivation.learned import shipped
 from ciri.inpainting import registry as backbones
-from ciri.media import read_clip, read_mask, write_png
+from ciri.mask_files import read_mask
+from ciri.media import read_clip, write_png
 from ciri.pipeline import remove_object
 from ciri.propagation import registry as propagators
 from scripts.demo import CLEAN, EXAMPLE, EXAMPLE_MASK, local_psnr

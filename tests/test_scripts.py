@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from ciri import console
-from ciri.media import read_clip, read_mask
+from ciri.mask_files import read_mask
+from ciri.media import read_clip
 from scripts import comfyui, demo, environment
 
 ROOT = Path(__file__).parents[1]

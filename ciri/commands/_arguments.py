@@ -164,7 +164,7 @@ def read_keep(args: argparse.Namespace) -> tuple[Any, list[str]]:
 def _read_masks(files: list[Path]) -> tuple[Any, list[str]]:
     import torch
 
-    from ciri.media import read_mask
+    from ciri.mask_files import read_mask
 
     masks, notes = zip(*[read_mask(file) for file in files], strict=True)
     for file, mask in zip(files, masks, strict=True):

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from ciri import media
     from ciri.errors import MaskError
     from ciri.inactivation.learned import shipped
+    from ciri.mask_files import read_masks
     from ciri.pipeline import remove_object
 
     if args.masks and args.mask:
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     clip = shared.read_input(args)
     options: dict[str, Any]
     if args.masks:
-        masks, notes = media.read_masks(args.masks, start=args.start, count=args.frames, clip=clip)
+        masks, notes = read_masks(args.masks, start=args.start, count=args.frames, clip=clip)
         options = {"masks": masks, "bridge": args.bridge}
     else:
         annotated, key_frames, notes = shared.read_annotations(args)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ciri.errors import ClipError, EvaluationError, MaskError, MediaError
 from ciri.frames import check_masks
-from ciri.media import IMAGE_SUFFIXES, image_files, read_clip, read_mask
+from ciri.mask_files import read_mask
+from ciri.media import IMAGE_SUFFIXES, image_files, read_clip
 
 #: Where DAVIS and YouTube-VOS keep frames; annotations lie in the folder of the second name.
 _BENCHMARKS = tuple(

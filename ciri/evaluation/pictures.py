@@ -20,7 +20,8 @@ from ciri.evaluation.cases import Case
 from ciri.evaluation.degrade import KINDS, degrade
 from ciri.evaluation.methods import TRUE_MASKS
 from ciri.evaluation.run import CaseRun, Record, Runner
-from ciri.media import image_files, read_clip, read_mask
+from ciri.mask_files import read_mask
+from ciri.media import image_files, read_clip
 
 #: Longest side of a picture, in pixels.
 LONGEST = 640

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri import cli, media
+from ciri import cli, mask_files, media
 from ciri.commands import _arguments
 from ciri.console import ProgressBar
 
@@ -48,7 +48,7 @@ def run(capsys, *arguments):
 def local_error(result, scene, start=0):
     """Mean absolute error in grey levels over the true mask."""
     after, clean = media.read_clip(result).frames, media.read_clip(scene / "clean", start=start).frames
-    masks, _ = media.read_masks(scene / "masks", start=start)
+    masks, _ = mask_files.read_masks(scene / "masks", start=start)
     return float((after - clean).abs().mul(masks).sum() / (3 * masks.sum()) * 255)
 
 
@@ -62,7 +62,7 @@ def test_remove_from_one_mask(scene, tmp_path, capsys):
     assert f"{COUNT} frames" in said
     assert local_error(scene / "frames", scene) > 60
     assert local_error(out, scene) < 12
-    followed, true = media.read_masks(masks)[0] > 0.5, media.read_masks(scene / "masks")[0] > 0.5
+    followed, true = mask_files.read_masks(masks)[0] > 0.5, mask_files.read_masks(scene / "masks")[0] > 0.5
     assert float((followed & true).sum() / (followed | true).sum()) > 0.8
     far = ~(torch.nn.functional.max_pool2d((followed | true).float(), 13, 1, 6) > 0).expand(-1, 3, -1, -1)
     before = media.read_clip(scene / "frames").frames
@@ -89,7 +89,7 @@ def test_masks_that_were_written_for_a_part_are_those_of_its_frames(scene, tmp_p
     part[-1] = frames
     code, said = run(capsys, *call, tmp_path / "m", "-o", tmp_path / "b.mp4", "--save-masks", tmp_path / "n", *part)
     assert code == 0, said
-    written, again = media.read_masks(tmp_path / "m")[0][:frames], media.read_masks(tmp_path / "n")[0]
+    written, again = mask_files.read_masks(tmp_path / "m")[0][:frames], mask_files.read_masks(tmp_path / "n")[0]
     assert torch.equal(written > 0.5, again > 0.5)
 
 
@@ -119,7 +119,7 @@ def test_propagate_from_a_later_frame_back_to_the_first(scene, tmp_path, capsys)
     )  # fmt: skip
     assert code == 0, said
     assert "confidence: mean" in said
-    followed, true = media.read_masks(tmp_path / "masks")[0] > 0.5, media.read_masks(scene / "masks")[0] > 0.5
+    followed, true = mask_files.read_masks(tmp_path / "masks")[0] > 0.5, mask_files.read_masks(scene / "masks")[0] > 0.5
     assert float((followed & true).sum() / (followed | true).sum()) > 0.8
     assert len(list((tmp_path / "look").iterdir())) == COUNT
 
@@ -155,7 +155,7 @@ def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
             "--propagator", "flow", "-o", tmp_path / str(number),
         )  # fmt: skip
         assert code == 0, said
-        covered.append(media.read_masks(tmp_path / str(number))[0] > 0.5)
+        covered.append(mask_files.read_masks(tmp_path / str(number))[0] > 0.5)
     alone, beside = covered
     assert torch.equal(alone[0], beside[0]) and not (beside & ~alone).any()
     assert beside[1:].sum() < alone[1:].sum()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri import media, video_files, video_sound
+from ciri import mask_files, media, video_files, video_sound
 from ciri.errors import MediaError
 
 
@@ -89,7 +89,7 @@ def test_photographs_are_read_upright(tmp_path):
     frame = media.read_clip(tmp_path / "photo.jpg").frames[0]
     assert frame.shape == (3, 24, 16)
     assert frame[0, :10].min() > 0.8 and frame[0, 14:].max() < 0.3
-    assert media.read_mask(tmp_path / "photo.jpg")[0].shape == (24, 16)
+    assert mask_files.read_mask(tmp_path / "photo.jpg")[0].shape == (24, 16)
 
 
 def test_the_bits_that_are_lost_are_told(tmp_path):
@@ -135,7 +135,7 @@ def test_masks_are_written_as_grey_video(tmp_path):
     mask = torch.zeros(3, 1, 32, 32)
     mask[:, :, 8:24, 8:24] = 1
     media.write_clip(tmp_path / "mask.mp4", mask)
-    again, _ = media.read_masks(tmp_path / "mask.mp4")
+    again, _ = mask_files.read_masks(tmp_path / "mask.mp4")
     assert again.shape == mask.shape and torch.equal((again > 0.5).float(), mask)
 
 
@@ -509,123 +509,6 @@ def test_a_video_is_written_where_a_link_leads(tmp_path, video):
     (tmp_path / "link.mp4").symlink_to(video)
     media.write_clip(tmp_path / "link.mp4", smooth_clip(3))
     assert (tmp_path / "link.mp4").is_symlink() and len(media.read_clip(video).frames) == 3
-
-
-# ---------------------------------------------------------------------------------------------- masks
-
-
-def test_mask_kinds(tmp_path):
-    shape = np.zeros((8, 8), np.uint8)
-    shape[2:5, 3:7] = 1
-    target = torch.from_numpy(shape.astype(np.float32))
-
-    def read(image):
-        cv2.imwrite(str(tmp_path / "mask.png"), image)
-        return media.read_mask(tmp_path / "mask.png")
-
-    photo = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    mask, notes = read(np.dstack([photo, 255 * (1 - shape)]))  # ComfyUI's mask editor: transparent where painted
-    assert torch.equal(mask, target) and notes == []
-    mask, notes = read(255 * shape)
-    assert torch.equal(mask, target) and notes == []
-    mask, notes = read(np.dstack([255 * shape] * 3))
-    assert torch.equal(mask, target) and notes == []
-    mask, notes = read(np.dstack([255 * shape] * 3 + [np.full_like(shape, 255)]))  # opaque RGBA
-    assert torch.equal(mask, target) and notes == []
-    mask, notes = read(shape)  # label numbers
-    assert torch.equal(mask, target) and "0 to 1" in notes[0]
-    mask, notes = read(np.dstack([0 * shape, 0 * shape, 128 * shape]))  # a coloured annotation
-    assert torch.equal(mask, target) and "colour" in notes[0]
-    mask, notes = read(np.uint8(shape * 200))  # soft grey levels stay
-    assert torch.equal(mask, target * (200 / 255)) and notes == []
-    assert not read(np.zeros((8, 8), np.uint8))[0].any()
-    # painted in ComfyUI on a picture that is white nearly everywhere
-    mask, notes = read(np.dstack([np.uint8([254]) * np.ones((8, 8, 3), np.uint8), 255 * (1 - shape)]))
-    assert torch.equal(mask, target) and notes == []
-
-
-@pytest.mark.parametrize("white", [np.uint8(255), np.uint16(65535)])
-def test_white_on_a_transparent_ground_is_the_object(tmp_path, white):
-    shape = np.zeros((8, 8), white.dtype)
-    shape[2:5, 3:7] = 1
-    for number, image in enumerate([shape, 0 * shape]):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), np.dstack([white * image] * 4))
-    mask, notes = media.read_mask(tmp_path / "0.png")
-    assert torch.equal(mask, torch.from_numpy(shape.astype(np.float32))) and "opaque" in notes[0]
-    # the object is gone: the second image is transparent everywhere
-    masks, notes = media.read_masks(tmp_path)
-    assert masks.sum((1, 2, 3)).tolist() == [12, 0] and len(notes) == 1
-
-
-@pytest.mark.parametrize("label", [1, 100, 1000])
-def test_labels_of_16_bits(tmp_path, label):
-    shape = np.zeros((8, 8), np.uint16)
-    shape[2:5, 3:7] = 1
-    cv2.imwrite(str(tmp_path / "labels.png"), label * shape)
-    mask, notes = media.read_mask(tmp_path / "labels.png")
-    assert torch.equal(mask, torch.from_numpy(shape.astype(np.float32))) and f"0 to {label}" in notes[0]
-    cv2.imwrite(str(tmp_path / "grey.png"), np.uint16(50000) * shape)
-    assert media.read_mask(tmp_path / "grey.png")[0].max() == pytest.approx(50000 / 65535)
-
-
-def test_masks_of_a_folder(tmp_path):
-    for index, size in enumerate([2, 3, 4]):
-        image = np.zeros((8, 8), np.uint8)
-        image[:size, :size] = 255
-        cv2.imwrite(str(tmp_path / f"{index}.png"), image)
-    masks, notes = media.read_masks(tmp_path, start=1)
-    assert masks.shape == (2, 1, 8, 8) and masks.sum((1, 2, 3)).tolist() == [9, 16] and notes == []
-
-
-def a_part(start, count, names=()):
-    """Frames start, start + 1, ... of a clip of ten."""
-    return media.Clip(torch.zeros(count, 3, 2, 2), names=list(names), start=start)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "start", "count", "names", "first", "note"),
-    [
-        (range(10), 3, 4, (), 3, ""),  # masks of the whole clip
-        (range(10), 3, None, (), 3, ""),
-        (range(1, 11), 3, 4, (), 4, "00004.png was taken as the mask of frame 3"),  # the same, counted from 1
-        (range(1, 11), 3, None, (), 4, "00004.png"),
-        (range(1, 11), 3, 4, ("00004", "00005", "00006", "00007"), 4, ""),  # and so are the frames
-        (range(3, 10), 3, None, (), 3, ""),  # written with --start 3
-        (range(3, 10), 3, 4, (), 3, ""),  # and used for fewer frames
-        (range(3, 10), 5, 4, (), 5, ""),  # and from a later one on
-        (range(1, 10), 1, None, (), 1, "00001.png"),
-        (range(7), 3, None, (), 0, "00000.png was taken as the mask of frame 3"),  # of this part, by another tool
-        (range(100, 107), 3, None, (), 100, "00100.png"),
-        (range(103, 110), 3, 4, ("00103", "00104", "00105", "00106"), 103, ""),
-        (range(100, 110), 3, 4, ("00103", "00104", "00105", "00106"), 103, ""),
-        (range(10), 0, 4, ("00002", "00003", "00004", "00005"), 2, ""),
-        (range(20, 40), 3, 4, (), 23, ""),  # nothing tells: by their place
-    ],
-)
-def test_masks_of_a_part_of_a_clip(tmp_path, numbers, start, count, names, first, note):
-    for number in numbers:
-        cv2.imwrite(str(tmp_path / f"{number:05d}.png"), np.uint8([[255] * number + [0] * (120 - number)]))
-    frames = count or 10 - start
-    masks, notes = media.read_masks(tmp_path, start=start, count=count, clip=a_part(start, frames, names))
-    assert masks.sum((1, 2, 3)).tolist() == list(range(first, first + frames))
-    assert bool(notes) == bool(note) and note in "".join(notes)
-
-
-def test_too_many_masks_after_the_start_are_not_cut_off(tmp_path):
-    for number in range(12):
-        cv2.imwrite(str(tmp_path / f"{number:05d}.png"), np.full((2, 2), 255, np.uint8))
-    assert len(media.read_masks(tmp_path, start=3, clip=a_part(3, 7))[0]) == 9
-
-
-@pytest.mark.parametrize(("length", "first"), [(10, 3), (7, 0)])
-def test_a_video_of_masks_of_a_part_of_a_clip(tmp_path, length, first):
-    masks = torch.zeros(length, 1, 16, 32)
-    for index, mask in enumerate(masks):
-        mask[:, :, : 2 * index] = 1
-    media.write_clip(tmp_path / "masks.mp4", masks)
-    read, notes = media.read_masks(tmp_path / "masks.mp4", start=3, clip=a_part(3, 7))
-    assert len(read) == 7 and read[0].mean() == pytest.approx(first / 16, abs=0.02)
-    assert ["taken for frame 3" in note for note in notes] == [True] * (first == 0)
 
 
 # ---------------------------------------------------------------------------------------------- what goes wrong
