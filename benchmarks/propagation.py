@@ -65,7 +65,8 @@ def synthetic_clip(length: int, height: int, width: int) -> tuple[Tensor, Tensor
 
 def given_clip(setting: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The user's clip and mask at the asked length and size."""
-    from ciri.media import read_clip, read_mask
+    from ciri.mask_files import read_mask
+    from ciri.media import read_clip
 
     frames = read_clip(setting["clip"]).frames[: setting["frames"]]
     mask = read_mask(setting["mask"])[0].reshape(1, 1, *frames.shape[2:]).float()

@@ -123,23 +123,29 @@ def _read_mask_video(path: Path, start: int, count: int | None, clip: Clip | Non
 def _mask_files(files: list[Path], start: int, count: int | None, clip: Clip | None) -> tuple[list[Path], list[str]]:
     """The masks of a clip among those of a folder, and a note where that is a guess."""
     skipped = files[start:][:count]
-    if clip is None:
+    # as many as there are frames in the whole folder are the masks of these, whatever either are called
+    if clip is None or len(files) == clip.total:
         return skipped, []
     named = {file.stem: file for file in files}
     if clip.names and all(name in named for name in clip.names):
         return [named[name] for name in clip.names], []
     if not start:
         return skipped, []
-    frames = len(clip.frames)
-    numbers = [_last_number(file) for file in files]
-    later = [file for file, number in zip(files, numbers, strict=True) if number >= start][:count]
-    numbered = [_last_number(file) for file in later[:frames]] == list(range(start, start + frames))
+    # frames of a video have no other numbers than their places
+    numbered = _numbered(files, start, len(clip.frames)) if clip.total is None else []
     # what begins with 1 may as well be the whole clip, by a tool that counts from there
-    if numbered and numbers[0] != 1:
-        return later, []
-    chosen = files if len(files) == frames else skipped
-    guessed = chosen is files or numbered
+    if numbered and _last_number(files[0]) != 1:
+        return numbered[:count], []
+    alone = len(files) == len(clip.frames)
+    chosen = files if alone else skipped
+    guessed = alone or bool(numbered)
     return chosen, [f"{chosen[0].name} was taken as the mask of frame {start}."] * (guessed and bool(chosen))
+
+
+def _numbered(files: list[Path], start: int, frames: int) -> list[Path]:
+    """The masks from the number ``start`` on, if these are numbered without a gap for so many frames; else none."""
+    later = [file for file in files if _last_number(file) >= start]
+    return later if [_last_number(file) for file in later[:frames]] == list(range(start, start + frames)) else []
 
 
 def _last_number(file: Path) -> int:

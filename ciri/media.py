@@ -35,6 +35,7 @@ class Clip:
         start: number of the first frame that was read.
         video: facts of the video file that it came from, or None.
         bits: of a colour in the source.
+        total: how many frames the folder that it came from holds; None for a video.
     """
 
     frames: Tensor
@@ -43,6 +44,7 @@ class Clip:
     start: int = 0
     video: VideoFacts | None = None
     bits: int = 8
+    total: int | None = None
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -114,7 +116,7 @@ def _read_folder(folder: Path, start: int, count: int | None) -> Clip:
                 f"{file} is {_size(image)} but {chosen[0].name} is {_size(images[0])}; "
                 "all images of a clip must have one size."
             )
-    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start, bits=max(bits))
+    return Clip(_to_tensor(images), names=[file.stem for file in chosen], start=start, bits=max(bits), total=len(files))
 
 
 #: Without alpha, and turned upright as the camera says; cv2.IMREAD_UNCHANGED does neither.

@@ -89,7 +89,9 @@ class EncodedSound(CopiedSound):
         if stream.codec_context is None:
             raise ValueError("a kind of sound that this FFmpeg does not know")
         was = stream.codec_context.codec.canonical_name
-        self.note = f"The sound was encoded anew as {codec}: this kind of file cannot hold it as it was ({was})."
+        self.note = (
+            f"Sound was encoded anew as {codec} (it was {was}): this kind of file cannot hold all of it as it was."
+        )
         channels = stream.codec_context.layout.nb_channels
         # a plain AVI or WAV says how many channels it has, and not what they are; Opus knows none "at the side"
         layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(channels, stream.codec_context.layout)

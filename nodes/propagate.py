@@ -94,7 +94,7 @@ class PropagateMask(io.ComfyNode):
                     "kept",
                     display_name="kept",
                     tooltip="What was painted to be kept, in every frame; empty where nothing was. For Complementary "
-                    "attention, which might take it otherwise.",
+                    "attention and Refine propagator, which might take it otherwise.",
                 ),
             ],
         )
@@ -196,7 +196,12 @@ def _annotations(
         further, more = checked_masks(painted.further, frames, what="further object")
         check_annotation(further, what="further object")
         masks, notes = torch.cat([masks, further]), notes + more
-    objects = len(masks)
+    objects, again = len(masks), 0 if key_masks is None else len(key_masks) if key_masks.ndim > 2 else 1
+    if again != len(key_frames):
+        raise MaskError(
+            f"key_masks holds {again} masks and key_frames {len(key_frames)} frame numbers; connect one mask to "
+            "key_masks for each frame that was painted again."
+        )
     if key_masks is not None:
         further, more = checked_masks(key_masks, frames, what="key mask")
         check_annotation(further, what="key mask")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ from ciri.shots import find_cuts
 _MOST_RANGES = 8
 #: Share of the time that the guide takes, for the progress bar.
 GUIDE_SHARE = 0.25
-#: A guide that finds nothing in so many frames in a row says that nothing is there; in fewer it may have stumbled.
+#: A guide that finds nothing in so many frames in a row, or in a whole shot, says that nothing is there; in fewer it
+#: may have stumbled.
 LOST_FOR = 3
 
 
@@ -228,7 +229,7 @@ class MemoryPropagator:
         """
         if self.guide is None:
             return None
-        hints = Hints((int(frames.shape[2]), int(frames.shape[3])))
+        hints, cuts = Hints((int(frames.shape[2]), int(frames.shape[3]))), find_cuts(frames)
         for o in range(objects):
             # a frame that shows nothing of the object, or nothing but it, gives the guide nothing to follow
             shown = [t for t in sorted(annotated) if o in annotated[t]]
@@ -241,7 +242,7 @@ class MemoryPropagator:
             for t, (probs, certainty) in enumerate(zip(track.probs, track.confidence, strict=True)):
                 hints.put(t, o, probs[0], float(certainty))
             if o not in spared:
-                hints.say_lost(_lost_for_long(track.confidence), o)
+                hints.say_lost(_lost_for_long(track.confidence, cuts), o)
         return hints
 
     def _ready(self) -> tuple[MemoryNetwork, object, torch.device]:
@@ -310,8 +311,11 @@ class _Blend:
             self._weight[t, o] = old + new
 
 
-def _lost_for_long(confidence: Tensor) -> Iterator[int]:
-    """The frames of a guide's track in which it found nothing, and nothing in those around either."""
+def _lost_for_long(confidence: Tensor, cuts: Sequence[int]) -> Iterator[int]:
+    """The frames of a guide's track in which it found nothing, and nothing in those around or in all of the shot."""
+    for start, stop in pairwise([0, *cuts, len(confidence)]):
+        if not (confidence[start:stop] > 0).any():
+            yield from range(start, stop)
     for lost, run in groupby(range(len(confidence)), lambda t: float(confidence[t]) <= 0):
         frames = list(run)
         if lost and len(frames) >= LOST_FOR:

@@ -72,9 +72,9 @@ def test_masks_of_a_folder(tmp_path):
     assert masks.shape == (2, 1, 8, 8) and masks.sum((1, 2, 3)).tolist() == [9, 16] and notes == []
 
 
-def a_part(start, count, names=()):
+def a_part(start, count, names=(), total=None):
     """Frames start, start + 1, ... of a clip of ten."""
-    return media.Clip(torch.zeros(count, 3, 2, 2), names=list(names), start=start)
+    return media.Clip(torch.zeros(count, 3, 2, 2), names=list(names), start=start, total=total)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,21 @@ def test_masks_of_a_part_of_a_clip(tmp_path, numbers, start, count, names, first
     masks, notes = read_masks(tmp_path, start=start, count=count, clip=a_part(start, frames, names))
     assert masks.sum((1, 2, 3)).tolist() == list(range(first, first + frames))
     assert bool(notes) == bool(note) and note in "".join(notes)
+
+
+@pytest.mark.parametrize(("first_frame", "first_mask"), [(1, 0), (10, 10), (0, 1)])
+@pytest.mark.parametrize("start", [0, 2])
+def test_as_many_masks_as_frames_belong_to_them_whatever_their_numbers(tmp_path, first_frame, first_mask, start):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "masks").mkdir()
+    for number in range(10):
+        frame, mask = np.zeros((2, 12, 3), np.uint8), np.zeros((2, 12), np.uint8)
+        mask[:, : number + 1] = 255
+        media.write_png(tmp_path / "in" / f"{first_frame + number:05d}.png", frame)
+        media.write_png(tmp_path / "masks" / f"mask_{first_mask + number:05d}.png", mask)
+    clip = media.read_clip(tmp_path / "in", start=start, count=4)
+    masks, notes = read_masks(tmp_path / "masks", start=start, count=4, clip=clip)
+    assert (masks[:, 0, 0].sum(1) - 1).tolist() == list(range(start, start + 4)) and notes == []
 
 
 def test_too_many_masks_after_the_start_are_not_cut_off(tmp_path):

@@ -74,8 +74,11 @@ BAD = {
     "one picture without batch": ({"images": clip()[0]}, r"The clip has shape \(40, 64, 3\)"),
     "two channels": ({"images": clip(channels=2)}, "3 or 4 channels"),
     "frame outside": ({"painted_frame": 4}, "Frame number 4 is outside the clip; it has frames 0 to 3"),
-    "key mask without a number": ({"key_masks": disc()[None]}, "2 annotated masks but 1 frame numbers"),
-    "number without a key mask": ({"key_frames": "1"}, "1 annotated masks but 2 frame numbers"),
+    "key mask without a number": (
+        {"key_masks": disc()[None]},
+        "key_masks holds 1 masks and key_frames 0 frame numbers",
+    ),
+    "number without a key mask": ({"key_frames": "1"}, "key_masks holds 0 masks and key_frames 1 frame numbers"),
     "a frame painted twice": ({"key_masks": disc()[None], "key_frames": "0"}, "each frame can be annotated once"),
     "empty key mask": ({"key_masks": torch.zeros(1, 40, 64), "key_frames": "1"}, "key mask is empty"),
     "three masks of two objects": (

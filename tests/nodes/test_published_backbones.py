@@ -86,7 +86,8 @@ def test_other_models_give_way_before_a_run_on_a_device_of_its_own_memory(nodes,
     backbone = run("CIRI_BackboneSTTN", weights="sttn.pth", precision="fp32").result[0]
     asked = []
     monkeypatch.setattr(management, "free_memory", lambda amount, device: asked.append((amount, device)))
-    images, masks = torch.rand(2, 50, 60, 3), torch.zeros(2, 50, 60)
+    # two noises would be two shots, and two runs
+    images, masks = torch.rand(1, 50, 60, 3).repeat(2, 1, 1, 1), torch.zeros(2, 50, 60)
     masks[:, 20:30, 20:40] = 1
     given = {"images": images, "inactivation": masks, "backbone": backbone}
     run("CIRI_InactivationInpaint", **given)

@@ -185,7 +185,12 @@ def test_a_bad_mask_is_answered_in_words(client, bundled, upload_scene, tmp_path
     ("node", "name", "value", "message"),
     [
         ("7", "painted_frame", 3, "Frame number 3 is outside the clip; it has frames 0 to 2."),
-        ("7", "key_frames", "1", "1 annotated masks but 2 frame numbers; give one number per mask."),
+        (
+            "7",
+            "key_frames",
+            "1",
+            "key_masks holds 0 masks and key_frames 1 frame numbers; connect one mask to key_masks for each frame",
+        ),
         ("13", "mode", "diagonal", "The mode is 'diagonal'; expected one of side by side"),
     ],
 )

@@ -233,7 +233,14 @@ def test_another_shot_shows_nothing_of_the_target_and_is_not_remembered(network,
 def test_a_guide_that_stumbles_is_not_believed(lost, believed):
     confidence = torch.ones(7)
     confidence[list(lost)] = 0
-    assert list(_lost_for_long(confidence)) == list(believed)
+    assert list(_lost_for_long(confidence, [])) == list(believed)
+
+
+@pytest.mark.parametrize(("lost", "cuts"), [((6,), [6]), ((3, 4), [3, 5]), ((0, 1), [2])])
+def test_a_guide_is_believed_of_a_whole_shot_however_short(lost, cuts):
+    confidence = torch.ones(7)
+    confidence[list(lost)] = 0
+    assert list(_lost_for_long(confidence, cuts)) == list(lost)
 
 
 def test_crops_are_decoded_around_the_hint_too(network):
