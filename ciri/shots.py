@@ -44,7 +44,7 @@ def find_cuts(frames: Tensor, *, on_step: OnStep = ignore) -> list[int]:
     """
     if len(frames) < 2:
         return []
-    small = _without_bars(_thumbnails(frames, on_step))
+    small = _without_bars(thumbnails(frames, on_step))
     difference = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
     # in a clip of two or three frames the cut itself is what is usual
     usual = float(difference.median()) if len(frames) > 3 else 0.0
@@ -82,8 +82,8 @@ def _goes_on(first: Tensor, second: Tensor) -> bool:
     return not find_cuts(torch.stack([first, second]))
 
 
-def _thumbnails(frames: Tensor, on_step: OnStep) -> Tensor:
-    """The frames (T, 3, H, W) as thumbnails (T, 3, h, w)."""
+def thumbnails(frames: Tensor, on_step: OnStep = ignore) -> Tensor:
+    """Return frames (T, 3, H, W) as thumbnails, float32 (T, 3, h, w) of :data:`THUMBNAIL`."""
     step = max(1, min(frames.shape[2:]) // ROWS)
     found = []
     for frame in frames:
@@ -104,12 +104,27 @@ def _without_bars(pictures: Tensor) -> Tensor:
 
 
 def _is_found_again(first: Tensor, second: Tensor) -> bool:
-    """Whether optical flow finds enough of a frame (3, H, W) in another."""
+    """Whether optical flow finds enough of a frame (3, H, W) in another, and it looks alike there."""
+    pair, there, found = found_again(first, second)
+    both = torch.cat([pair, there])
+    mean, deviation = both.mean((1, 2, 3), keepdim=True), pair.std((1, 2, 3), keepdim=True, correction=0)
+    here, _, there = ((both - mean[[0, 1, 1]]) / deviation[[0, 1, 1]].clamp(min=BLANK)).split(1)
+    alike = (here - there).abs().mean(1, keepdim=True) < ALIKE
+    return float((found & alike).float().mean()) > FOUND_AGAIN
+
+
+def found_again(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Look for the places of one frame in another, on small pictures without bars.
+
+    Args:
+        first, second: float32 (3, H, W) in [0, 1].
+
+    Returns:
+        Both pictures, float32 (2, 3, h, w); the second one as the first sees it, (1, 3, h, w); where there and back
+        lead to one place, bool (1, 1, h, w). All on the CPU.
+    """
     scale = min(1.0, SIDE / max(first.shape[1:]))
     size = [max(1, round(side * scale)) for side in first.shape[1:]]
-    pair = _without_bars(F.interpolate(torch.stack([first, second]).float().cpu(), size, mode="area"))
-    forward, backward = neighbour_flow(pair.contiguous())
-    mean, deviation = pair.mean((1, 2, 3), keepdim=True), pair.std((1, 2, 3), keepdim=True, correction=0)
-    pair = (pair - mean) / deviation.clamp(min=BLANK)
-    alike = (pair[:1] - warp(pair[1:], forward)).abs().mean(1, keepdim=True) < ALIKE
-    return float(((consistency(forward, backward) > 0) & alike).float().mean()) > FOUND_AGAIN
+    pair = _without_bars(F.interpolate(torch.stack([first, second]).float().cpu(), size, mode="area")).contiguous()
+    forward, backward = neighbour_flow(pair)
+    return pair, warp(pair[1:], forward), consistency(forward, backward) > 0

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.exposure import evened, exposure
 from ciri.frames import grow_mask
 from ciri.inactivation.attention_network import MULTIPLE, REACH, AttentionNetwork, load_attention, log_odds
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
@@ -92,9 +93,11 @@ def learned_attention(
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
     done = 0
     for shot in shots(frames, on_step=on_step):
+        bright = exposure(frames[shot])
         for seen, asked in segments(len(shot), longest_segment(MEMORY, h, w)):
             at = shot[seen.start : seen.stop]
             clip = torch.cat([_resized(frames[t : t + 1], h, w) for t in at])
+            clip = evened(clip, None if bright is None else bright[seen.start : seen.stop].cpu())
             masks = torch.cat([_resized(predicted[t : t + 1], h, w) for t in at])
             steps = part(on_step, done / count, (done + len(asked)) / count)
             now = range(asked.start - seen.start, asked.stop - seen.start)

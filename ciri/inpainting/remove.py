@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ciri.crop_track import CropTrack, follow_target, target_boxes
 from ciri.errors import MaskError
+from ciri.exposure import evened, exposure
 from ciri.frames import as_pair, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.progress import OnStep, ignore, part
@@ -93,7 +94,10 @@ def remove_from_shot(
         edges = soft_edges(inactivation[t : t + 1], grow, feather)
         hole[t], alpha[t] = (track.at(t).cut(edge)[0] for edge in edges)
     window = frames if track.size == size else track.cut(frames)
-    filled = run_at_its_size(window, hole, backbone, on_step)
+    bright = exposure(frames)
+    filled = run_at_its_size(evened(window, bright), hole, backbone, on_step)
+    if bright is not None:
+        filled = filled.mul(bright.view(-1, 1, 1, 1)).clamp(0, 1)
     result = frames.clone()
     for t in range(len(frames)):  # frame by frame: a clip's worth of temporaries is what long clips fail on
         of_frame = track.at(t)
