@@ -16,6 +16,8 @@ from ciri.shots import found_again, thumbnails
 #: Optical flow then tells what became of each place: if that median, too, is so large, the light has changed, and it is
 #: known by how much if the middle six tenths agree within this share of it.
 CHANGE, ALIKE = 0.03, 0.5
+#: With less of the picture than this share, flow tells nothing.
+LEAST_FOUND = 0.05
 #: Brightness below which nothing can be told: one grey level of 255.
 DARKEST = 1 / 255
 #: Frames are brightened and darkened by these factors at most: in what is nearly black there is little but noise.
@@ -43,7 +45,7 @@ def exposure(frames: Tensor) -> Tensor | None:
 def _change(first: Tensor, second: Tensor) -> float | None:
     """By how much the light changes from one frame (3, H, W) to the next, as a logarithm; None if nobody can tell."""
     pair, there, found = found_again(first, second)
-    if found.float().mean() < CHANGE:
+    if found.float().mean() < LEAST_FOUND:
         return None
     ratios = (_logarithms(there) - _logarithms(pair[:1]))[found[:, 0]]
     low, step, high = ratios.quantile(ratios.new_tensor([0.2, 0.5, 0.8])).tolist()
