@@ -14,8 +14,8 @@ from ciri.shots import found_again, thumbnails
 
 #: A pair of frames is looked at where the logarithms of the brightness of its cells change by this much in the median.
 #: Optical flow then tells what became of each place: if that median, too, is so large, the light has changed, and it is
-#: known by how much if the middle six tenths agree within this share of it.
-CHANGE, ALIKE = 0.03, 0.5
+#: known by how much if the middle six tenths agree within this share of it, or within what they differ by anyway.
+CHANGE, ALIKE, ANYWAY = 0.03, 0.5, 0.06
 #: With less of the picture than this share, flow tells nothing.
 LEAST_FOUND = 0.05
 #: Brightness below which nothing can be told: one grey level of 255.
@@ -51,7 +51,7 @@ def _change(first: Tensor, second: Tensor) -> float | None:
     low, step, high = ratios.quantile(ratios.new_tensor([0.2, 0.5, 0.8])).tolist()
     if abs(step) < CHANGE:
         return 0.0
-    return step if high - low < ALIKE * abs(step) else None
+    return step if high - low < max(ALIKE * abs(step), ANYWAY) else None
 
 
 def _logarithms(pictures: Tensor) -> Tensor:
