@@ -73,6 +73,8 @@ def join(device: str) -> Iterator[Team]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=size)
     try:
         yield Team(rank, size, device)
+        # they leave together: one that ends while another still writes its results may be aborted, and end them all
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
