@@ -22,7 +22,7 @@ from ciri.inactivation.fusion import fuse
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.segments import segments
 from ciri.progress import OnStep, ignore, part
-from ciri.shots import shots
+from ciri.shots import in_place, shots
 
 #: Frames are shrunk to this many pixels on the shorter side: the network was trained at this size, and what it corrects
 #: are parts, not edges.
@@ -93,7 +93,7 @@ def learned_attention(
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
     done = 0
     for shot in shots(frames, on_step=on_step):
-        bright = exposure(frames[shot])
+        bright = exposure(frames[in_place(shot)])
         for seen, asked in segments(len(shot), longest_segment(MEMORY, h, w)):
             at = shot[seen.start : seen.stop]
             clip = torch.cat([_resized(frames[t : t + 1], h, w) for t in at])

@@ -12,7 +12,7 @@ from ciri.exposure import evened, exposure
 from ciri.frames import as_pair, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.progress import OnStep, ignore, part
-from ciri.shots import shots
+from ciri.shots import in_place, shots
 
 #: A crop is only worth its seams when it saves at least this share of the pixels.
 WORTHWHILE = 0.8
@@ -62,8 +62,7 @@ def remove(
         return remove_from_shot(frames, inactivation, backbone, grow=grow, feather=feather, crop=crop, on_step=on_step)
     result = frames.clone()
     for scene in scenes:
-        # a shot in one piece is looked at where it is, not copied
-        at = slice(scene[0], scene[-1] + 1) if scene[-1] - scene[0] < len(scene) else scene
+        at = in_place(scene)
         steps = part(on_step, done / len(frames), (done + len(scene)) / len(frames))
         result[at] = remove_from_shot(
             frames[at], inactivation[at], backbone, grow=grow, feather=feather, crop=crop, on_step=steps

@@ -17,7 +17,7 @@ from ciri.inpainting.base import Backbone
 from ciri.inpainting.remove import remove_from_shot, soft_edges
 from ciri.progress import OnStep, part
 from ciri.refinement.settings import RefinementSettings
-from ciri.shots import shots
+from ciri.shots import in_place, shots
 
 #: Frames before and after a changed one that are inpainted with it.
 REACH = 40
@@ -60,9 +60,10 @@ def repaint(
         stretches += [shot[span.start : span.stop] for span in spans(inside, len(shot))]
     total, done = sum(map(len, stretches)), 0
     for stretch in stretches:
-        result[stretch] = remove_from_shot(
-            frames[stretch],
-            masks[stretch],
+        at = in_place(stretch)
+        result[at] = remove_from_shot(
+            frames[at],
+            masks[at],
             backbone,
             grow=settings.grow,
             feather=settings.feather,
