@@ -276,6 +276,8 @@ def test_training_step(fixture):
     norms = {name: p.grad.norm().item() for name, p in generator.named_parameters() if p.grad is not None}
 
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(meta["losses"], rel=meta["rtol"])
-    assert norms == pytest.approx(meta["grad_norms"], rel=meta["rtol"])
+    # a bias of the pooling moves all keys nearly alike, which nearly cancels out: what is left of it is half rounding
+    rounding = 1e-8 * max(meta["grad_norms"].values())
+    assert norms == pytest.approx(meta["grad_norms"], rel=meta["rtol"], abs=rounding)
     # while both hinges are active the last bias cancels out exactly
     assert judged == pytest.approx(meta["grad_norms_discriminator"], rel=meta["rtol"], abs=1e-9)

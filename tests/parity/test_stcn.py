@@ -19,6 +19,8 @@ from tests.parity.seeded_weights import seeded_state_dict
 FEATURES, PROBABILITIES, HALF = 1e-3, 1e-4, 5e-4
 LABEL_SHARE = 5e-4
 GRADIENT_NORM = 1e-3
+#: Of the root mean square: single precision turns units about 0 on or off, which moves single entries a little.
+GRADIENT_ENTRY = 0.02
 
 NETWORKS = find("stcn", tensors=["k16", "value_one", "logit"])
 PROPAGATIONS = find("stcn", has=["variant"])
@@ -329,7 +331,7 @@ def _expect_gradient(key, gradient, fixture, setting, i):
     assert gradient.double().norm().item() == pytest.approx(norm, rel=GRADIENT_NORM), key
     head = fixture[f"{setting}.grad_head_f64"][i]
     mine = F.pad(gradient.flatten()[:8].double(), (0, max(0, 8 - gradient.numel())))
-    torch.testing.assert_close(mine, head, rtol=GRADIENT_NORM, atol=2e-3 * norm / gradient.numel() ** 0.5)
+    torch.testing.assert_close(mine, head, rtol=GRADIENT_NORM, atol=GRADIENT_ENTRY * norm / gradient.numel() ** 0.5)
 
 
 def _three_frames(network: STCN, frames: torch.Tensor, masks: torch.Tensor, *, detached: bool) -> torch.Tensor:
