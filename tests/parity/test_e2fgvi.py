@@ -37,6 +37,16 @@ def seeded(network: nn.Module, meta: dict, seed: int | None = None) -> nn.Module
     return network.eval()
 
 
+def floats(fixture, *names):
+    """Some of the fixture's tensors as networks take them, however they are stored."""
+    return [fixture[name].float() for name in names]
+
+
+def close(got, expected, atol, name="values", rtol=0.0):
+    """Compare values, in whatever precision they are stored."""
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, check_dtype=False, msg=lambda m: f"{name}: {m}")
+
+
 def images(u8):
     """(.., H, W, 3) bytes to (.., 3, H, W) in [-1, 1]."""
     return (u8.float() / 255 * 2 - 1).movedim(-1, -3)
@@ -67,12 +77,12 @@ def test_deformable_convolution_and_its_gradients(fixture):
     inputs = {name: t[name].requires_grad_() for name in ("x", "offset", "mask", "weight", "bias")}
     geometry = {name: meta[name] for name in ("stride", "padding", "dilation")}
     out = modulated_deform_conv(**inputs, **geometry)
-    torch.testing.assert_close(out, t["out"], rtol=0, atol=meta["atol"]["out"])
+    close(out, t["out"], meta["atol"]["out"])
     (out * t["grad_out"]).sum().backward()
     for name, value in inputs.items():
         # on a pixel centre the derivative by the offset has two sides
         valid = t["offset_grad_valid"].bool() if name == "offset" else slice(None)
-        torch.testing.assert_close(value.grad[valid], t[f"grad_{name}"][valid], rtol=0, atol=meta["atol"]["grads"])
+        close(value.grad[valid], t[f"grad_{name}"][valid], meta["atol"]["grads"])
 
 
 def stored_images(u8):
@@ -93,10 +103,10 @@ def test_flow(fixture):
     network = seeded(SPyNet(), fixture.meta)
     (reference, usable), (other, _) = stored_images(fixture["ref_u8"]), stored_images(fixture["supp_u8"])
     flow = network(reference, other)
-    torch.testing.assert_close(flow[:usable], fixture["flow"][:usable], rtol=0, atol=fixture.meta["atol"])
+    close(flow[:usable], fixture["flow"][:usable], fixture.meta["atol"])
     large = fixture["flow_at_multiple_of_32"]
     aligned = network.aligned(resize(reference, large.shape[2:]), resize(other, large.shape[2:]))
-    torch.testing.assert_close(aligned[:usable], large[:usable], rtol=0, atol=fixture.meta["atol"])
+    close(aligned[:usable], large[:usable], fixture.meta["atol"])
 
 
 @torch.no_grad()
@@ -104,17 +114,17 @@ def test_flow(fixture):
 def test_alignment(fixture):
     module = seeded(SecondOrderAlignment(fixture["out"].shape[1]), fixture.meta)
     assert shapes(module) == fixture.meta["keys"]
-    out = module(*(fixture[name] for name in ("x", "extra_feat", "flow_1", "flow_2")))
-    torch.testing.assert_close(out, fixture["out"], rtol=0, atol=fixture.meta["atol"])
+    out = module(*floats(fixture, "x", "extra_feat", "flow_1", "flow_2"))
+    close(out, fixture["out"], fixture.meta["atol"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["flows_to_next"]), ids=str)
 def test_propagation(fixture):
-    features, flows = fixture["x"], (fixture["flows_to_next"], fixture["flows_to_prev"])
+    features, *flows = floats(fixture, "x", "flows_to_next", "flows_to_prev")
     module = seeded(BidirectionalPropagation(features.shape[2]), fixture.meta)
     assert shapes(module) == fixture.meta["keys"]
-    torch.testing.assert_close(module(features, *flows), fixture["out"], rtol=0, atol=fixture.meta["atol"])
+    close(module(features, *flows), fixture["out"], fixture.meta["atol"])
     # the geometrically right order agrees with the released one for up to two frames, and only then
     module.released_flow_order = False
     off = (module(features, *flows) - fixture["out"]).abs().max()
@@ -124,16 +134,16 @@ def test_propagation(fixture):
 @torch.no_grad()
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["attn_windows"]), ids=str)
 def test_focal_block(fixture):
-    tokens, size, atol = fixture["x"], tuple(fixture.meta["feature_size"]), fixture.meta["atol"]
+    (tokens,), size, atol = floats(fixture, "x"), tuple(fixture.meta["feature_size"]), fixture.meta["atol"]
     block = seeded(FocalBlock(tokens.shape[-1], 4), fixture.meta)
     assert shapes(block) == fixture.meta["keys"]
     normed = block.norm1(tokens)
     attended = block.attn(normed, block.pool(normed), tokens.shape[1])
-    torch.testing.assert_close(attended.flatten(0, 1), fixture["attn_windows"], rtol=0, atol=atol)
+    close(attended.flatten(0, 1), fixture["attn_windows"], atol)
     y = block(tokens, size)
-    torch.testing.assert_close(y, fixture["y"], rtol=0, atol=atol)
+    close(y, fixture["y"], atol)
     before = tokens + from_windows(attended, tokens.shape[2:4])
-    torch.testing.assert_close((y - before).reshape(fixture["ffn"].shape), fixture["ffn"], rtol=0, atol=atol)
+    close((y - before).reshape(fixture["ffn"].shape), fixture["ffn"], atol)
 
 
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["logits", "sigma.0"]), ids=str)
@@ -141,18 +151,18 @@ def test_discriminator_and_its_power_iteration(fixture):
     network, atol = seeded(Discriminator(), fixture.meta).train(), fixture.meta["atol"]
     clip = images(fixture["frames"]).requires_grad_()
     logits = network(clip)
-    torch.testing.assert_close(logits, fixture["logits"], rtol=0, atol=atol)
+    close(logits, fixture["logits"], atol)
     for layer in (0, 2, 4, 6, 8):
-        torch.testing.assert_close(network.conv[layer].weight_u, fixture[f"u_after.{layer}"], rtol=0, atol=atol)
+        close(network.conv[layer].weight_u, fixture[f"u_after.{layer}"], atol)
         sigma = network.conv[layer].weight_orig.flatten()[0] / network.conv[layer].weight.flatten()[0]
-        torch.testing.assert_close(sigma[None], fixture[f"sigma.{layer}"], rtol=1e-4, atol=atol)
+        close(sigma[None], fixture[f"sigma.{layer}"], atol, rtol=1e-4)
     (-logits).mean().backward()
     expected = {"grad_x_sub": clip.grad, "grad_w10_sub": network.conv[10].weight.grad}
     for name, gradient in expected.items():
         stored = fixture[name]
         steps = [-(-full // kept) for full, kept in zip(gradient.shape, stored.shape, strict=True)]
         strided = 1e4 * gradient[tuple(slice(None, None, step) for step in steps)]
-        torch.testing.assert_close(strided, stored, rtol=1e-3, atol=1e-4 * float(stored.abs().max()))
+        close(strided, stored, 1e-4 * float(stored.abs().max()), name, rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------ whole networks
@@ -174,7 +184,7 @@ def test_sizes_that_do_not_fit_are_padded_as_published(fixture):
     maps = torch.from_numpy(holes).float()[0, :, None]
     multiple = E2FGVIHQ.facts.needs_divisible_by
     padded, padded_maps = (pad_to_multiple(x, multiple)[0] for x in (frames, maps))
-    torch.testing.assert_close((2 * padded - 1) * (1 - padded_maps), masked_clip(fixture)[0], rtol=0, atol=1e-6)
+    close((2 * padded - 1) * (1 - padded_maps), masked_clip(fixture)[0], 1e-6)
 
 
 def observe(network, module, kept):
@@ -216,9 +226,7 @@ def test_network(fixture):
         else:
             full = found[name].reshape(entry["full_shape"])
             stored = full[tuple(slice(None, None, step) for step in entry["strides"])]
-        torch.testing.assert_close(
-            stored, fixture[name], rtol=0, atol=entry["atol"], msg=lambda m, name=name: f"{name}: {m}"
-        )
+        close(stored, fixture[name], entry["atol"], name)
 
 
 @torch.no_grad()
@@ -228,8 +236,9 @@ def test_inactivation_of_the_encoder_output_with_softly_masked_flow(fixture):
     atol, atol_tokens = (float(number) for number in re.findall(r"\d+e-\d+", meta["atol"]))
     network = seeded(VARIANTS[meta["variant"]](), meta)
     clip, tokens = images(fixture["frames"]), []
-    gated = network.gate(network.encode(clip), fixture["M_quarter"])
-    visible = clip * (1 - fixture["M_flow"])
+    inactive, hidden = floats(fixture, "M_quarter", "M_flow")
+    gated = network.gate(network.encode(clip), inactive)
+    visible = clip * (1 - hidden)
     flows = network.flows(visible[: local - 1], visible[1:local])[None]
     hook = observe(network, network.transformer[7], tokens)
     out = network.decode_window(gated[None], local, flows, wanted=len(clip))[0]
@@ -243,7 +252,7 @@ def test_inactivation_of_the_encoder_output_with_softly_masked_flow(fixture):
         ("tok_7", tokens[0][..., ::16], atol_tokens),
         ("out", out[..., ::2, ::2], atol),
     ):
-        torch.testing.assert_close(value, fixture[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        close(value, fixture[name], tolerance, name)
 
 
 @pytest.mark.parametrize("fixture", find("e2fgvi", has=["grad_norms", "losses"]), ids=str)
