@@ -17,6 +17,7 @@ from ciri.inpainting.focal import FocalBlock, from_windows
 from ciri.inpainting.spynet import SPyNet, resize
 from tests.parity.fixtures import documents, find
 from tests.parity.seeded_weights import seeded_state_dict
+from tests.parity.transformer_backbones import view
 
 VARIANTS = {"base": E2FGVI, "hq": E2FGVIHQ}
 KEYS = [d for d in documents("e2fgvi") if "discriminator" in d]
@@ -233,7 +234,9 @@ def test_network(fixture):
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["enc_inactivated", "M_quarter"]), ids=str)
 def test_inactivation_of_the_encoder_output_with_softly_masked_flow(fixture):
     meta, local = fixture.meta, fixture.meta["num_local_frames"]
-    atol, atol_tokens = (float(number) for number in re.findall(r"\d+e-\d+", meta["atol"]))
+    # "1e-4 (tok_7 2e-4)", "prop [:, :, ::8, ::2, ::2]; tok_7 [..., ::16]; ..."
+    atol = [float(number) for number in re.findall(r"[\d.]+e-\d+", meta["atol"])]
+    views = dict(re.findall(r"(\w+) (\[[^]]+\])", meta["strides"]))
     network = seeded(VARIANTS[meta["variant"]](), meta)
     clip, tokens = images(fixture["frames"]), []
     inactive, hidden = floats(fixture, "M_quarter", "M_flow")
@@ -244,15 +247,16 @@ def test_inactivation_of_the_encoder_output_with_softly_masked_flow(fixture):
     out = network.decode_window(gated[None], local, flows, wanted=len(clip))[0]
     hook.remove()
     propagated = network.propagate(gated[None], local, flows)[:, :local]
-    for name, value, tolerance in (
-        ("enc_inactivated", gated[:, ::8, ::2, ::2], atol),
-        ("flow_next", flows[:, :, 0], atol),
-        ("flow_prev", flows[:, :, 1], atol),
-        ("prop", propagated[:, :, ::8, ::2, ::2], atol),
-        ("tok_7", tokens[0][..., ::16], atol_tokens),
-        ("out", out[..., ::2, ::2], atol),
-    ):
-        close(value, fixture[name], tolerance, name)
+    for name, value in {
+        "enc_inactivated": gated,
+        "flow_next": flows[:, :, 0],
+        "flow_prev": flows[:, :, 1],
+        "prop": propagated,
+        "tok_7": tokens[0],
+        "out": out,
+    }.items():
+        stored = view(value, views.get(name, "[...]"))
+        close(stored, fixture[name], atol[-1] if name == "tok_7" else atol[0], name)
 
 
 @pytest.mark.parametrize("fixture", find("e2fgvi", has=["grad_norms", "losses"]), ids=str)

@@ -29,12 +29,11 @@ def seeded(network: nn.Module, fixture: Fixture) -> nn.Module:
 
 
 def view(tensor: Tensor, text: str) -> Tensor:
-    """Cut a tensor as a slice expression such as ``[:, ::8, 96:144]`` says."""
-    parts = []
-    for part in text.strip("[]").split(","):
-        numbers = [int(n) if n.strip() else None for n in part.split(":")]
-        parts.append(slice(*numbers))
-    return tensor[tuple(parts)]
+    """Cut a tensor as a slice expression such as ``[:, ::8, 96:144]`` or ``[..., ::16]`` says."""
+    parts = [part.strip() for part in text.strip("[]").split(",")]
+    numbers = [[int(n) if n.strip() else None for n in part.split(":")] for part in parts if part != "..."]
+    cuts = [slice(*given) for given in numbers]
+    return tensor[(..., *cuts) if parts[0] == "..." else tuple(cuts)]
 
 
 def assert_close(fixture: Fixture, name: str, got: Tensor) -> None:
