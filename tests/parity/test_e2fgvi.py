@@ -13,12 +13,14 @@ from ciri.inpainting.deform import modulated_deform_conv
 from ciri.inpainting.discriminator import Discriminator
 from ciri.inpainting.e2fgvi import E2FGVI, E2FGVIHQ
 from ciri.inpainting.e2fgvi_propagation import BidirectionalPropagation, SecondOrderAlignment
-from ciri.inpainting.focal import FocalBlock
+from ciri.inpainting.focal import FocalBlock, from_windows
 from ciri.inpainting.spynet import SPyNet, resize
 from tests.parity.fixtures import documents, find
 from tests.parity.seeded_weights import seeded_state_dict
+from tests.parity.transformer_backbones import view
 
 VARIANTS = {"base": E2FGVI, "hq": E2FGVIHQ}
+KEYS = [d for d in documents("e2fgvi") if "discriminator" in d]
 
 
 def seeded(network: nn.Module, meta: dict, seed: int | None = None) -> nn.Module:
@@ -36,6 +38,16 @@ def seeded(network: nn.Module, meta: dict, seed: int | None = None) -> nn.Module
     return network.eval()
 
 
+def floats(fixture, *names):
+    """Some of the fixture's tensors as networks take them, however they are stored."""
+    return [fixture[name].float() for name in names]
+
+
+def close(got, expected, atol, name="values", rtol=0.0):
+    """Compare values, in whatever precision they are stored."""
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, check_dtype=False, msg=lambda m: f"{name}: {m}")
+
+
 def images(u8):
     """(.., H, W, 3) bytes to (.., 3, H, W) in [-1, 1]."""
     return (u8.float() / 255 * 2 - 1).movedim(-1, -3)
@@ -45,7 +57,7 @@ def shapes(network):
     return {key: list(value.shape) for key, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("keys", [k for k in documents("e2fgvi") if "discriminator" in k], ids=["keys"])
+@pytest.mark.parametrize("keys", KEYS, ids=["e2fgvi"] * len(KEYS))
 def test_keys_shapes_and_kinds_are_those_of_the_published_files(keys):
     networks = {**{name: make() for name, make in VARIANTS.items()}, "discriminator": Discriminator()}
     for name, network in networks.items():
@@ -66,12 +78,12 @@ def test_deformable_convolution_and_its_gradients(fixture):
     inputs = {name: t[name].requires_grad_() for name in ("x", "offset", "mask", "weight", "bias")}
     geometry = {name: meta[name] for name in ("stride", "padding", "dilation")}
     out = modulated_deform_conv(**inputs, **geometry)
-    torch.testing.assert_close(out, t["out"], rtol=0, atol=meta["atol"]["out"])
+    close(out, t["out"], meta["atol"]["out"])
     (out * t["grad_out"]).sum().backward()
     for name, value in inputs.items():
         # on a pixel centre the derivative by the offset has two sides
         valid = t["offset_grad_valid"].bool() if name == "offset" else slice(None)
-        torch.testing.assert_close(value.grad[valid], t[f"grad_{name}"][valid], rtol=0, atol=meta["atol"]["grads"])
+        close(value.grad[valid], t[f"grad_{name}"][valid], meta["atol"]["grads"])
 
 
 def stored_images(u8):
@@ -92,10 +104,10 @@ def test_flow(fixture):
     network = seeded(SPyNet(), fixture.meta)
     (reference, usable), (other, _) = stored_images(fixture["ref_u8"]), stored_images(fixture["supp_u8"])
     flow = network(reference, other)
-    torch.testing.assert_close(flow[:usable], fixture["flow"][:usable], rtol=0, atol=fixture.meta["atol"])
+    close(flow[:usable], fixture["flow"][:usable], fixture.meta["atol"])
     large = fixture["flow_at_multiple_of_32"]
     aligned = network.aligned(resize(reference, large.shape[2:]), resize(other, large.shape[2:]))
-    torch.testing.assert_close(aligned[:usable], large[:usable], rtol=0, atol=fixture.meta["atol"])
+    close(aligned[:usable], large[:usable], fixture.meta["atol"])
 
 
 @torch.no_grad()
@@ -103,33 +115,36 @@ def test_flow(fixture):
 def test_alignment(fixture):
     module = seeded(SecondOrderAlignment(fixture["out"].shape[1]), fixture.meta)
     assert shapes(module) == fixture.meta["keys"]
-    out = module(*(fixture[name] for name in ("x", "extra_feat", "flow_1", "flow_2")))
-    torch.testing.assert_close(out, fixture["out"], rtol=0, atol=fixture.meta["atol"])
+    out = module(*floats(fixture, "x", "extra_feat", "flow_1", "flow_2"))
+    close(out, fixture["out"], fixture.meta["atol"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["flows_to_next"]), ids=str)
 def test_propagation(fixture):
-    features, flows = fixture["x"], (fixture["flows_to_next"], fixture["flows_to_prev"])
+    features, *flows = floats(fixture, "x", "flows_to_next", "flows_to_prev")
     module = seeded(BidirectionalPropagation(features.shape[2]), fixture.meta)
     assert shapes(module) == fixture.meta["keys"]
-    torch.testing.assert_close(module(features, *flows), fixture["out"], rtol=0, atol=fixture.meta["atol"])
-    # the geometrically right order agrees with the released one for two frames, and only then
+    close(module(features, *flows), fixture["out"], fixture.meta["atol"])
+    # the geometrically right order agrees with the released one for up to two frames, and only then
     module.released_flow_order = False
     off = (module(features, *flows) - fixture["out"]).abs().max()
-    assert (off <= fixture.meta["atol"]) == (features.shape[1] == 2)
+    assert (off <= fixture.meta["atol"]) == (features.shape[1] <= 2)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["attn_windows"]), ids=str)
 def test_focal_block(fixture):
-    tokens, size, atol = fixture["x"], tuple(fixture.meta["feature_size"]), fixture.meta["atol"]
+    (tokens,), size, atol = floats(fixture, "x"), tuple(fixture.meta["feature_size"]), fixture.meta["atol"]
     block = seeded(FocalBlock(tokens.shape[-1], 4), fixture.meta)
     assert shapes(block) == fixture.meta["keys"]
     normed = block.norm1(tokens)
     attended = block.attn(normed, block.pool(normed), tokens.shape[1])
-    torch.testing.assert_close(attended.flatten(0, 1), fixture["attn_windows"], rtol=0, atol=atol)
-    torch.testing.assert_close(block(tokens, size), fixture["y"], rtol=0, atol=atol)
+    close(attended.flatten(0, 1), fixture["attn_windows"], atol)
+    y = block(tokens, size)
+    close(y, fixture["y"], atol)
+    before = tokens + from_windows(attended, tokens.shape[2:4])
+    close((y - before).reshape(fixture["ffn"].shape), fixture["ffn"], atol)
 
 
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["logits", "sigma.0"]), ids=str)
@@ -137,18 +152,18 @@ def test_discriminator_and_its_power_iteration(fixture):
     network, atol = seeded(Discriminator(), fixture.meta).train(), fixture.meta["atol"]
     clip = images(fixture["frames"]).requires_grad_()
     logits = network(clip)
-    torch.testing.assert_close(logits, fixture["logits"], rtol=0, atol=atol)
+    close(logits, fixture["logits"], atol)
     for layer in (0, 2, 4, 6, 8):
-        torch.testing.assert_close(network.conv[layer].weight_u, fixture[f"u_after.{layer}"], rtol=0, atol=atol)
+        close(network.conv[layer].weight_u, fixture[f"u_after.{layer}"], atol)
         sigma = network.conv[layer].weight_orig.flatten()[0] / network.conv[layer].weight.flatten()[0]
-        torch.testing.assert_close(sigma[None], fixture[f"sigma.{layer}"], rtol=1e-4, atol=atol)
+        close(sigma[None], fixture[f"sigma.{layer}"], atol, rtol=1e-4)
     (-logits).mean().backward()
     expected = {"grad_x_sub": clip.grad, "grad_w10_sub": network.conv[10].weight.grad}
     for name, gradient in expected.items():
         stored = fixture[name]
         steps = [-(-full // kept) for full, kept in zip(gradient.shape, stored.shape, strict=True)]
         strided = 1e4 * gradient[tuple(slice(None, None, step) for step in steps)]
-        torch.testing.assert_close(strided, stored, rtol=1e-3, atol=1e-4 * float(stored.abs().max()))
+        close(strided, stored, 1e-4 * float(stored.abs().max()), name, rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------ whole networks
@@ -170,7 +185,7 @@ def test_sizes_that_do_not_fit_are_padded_as_published(fixture):
     maps = torch.from_numpy(holes).float()[0, :, None]
     multiple = E2FGVIHQ.facts.needs_divisible_by
     padded, padded_maps = (pad_to_multiple(x, multiple)[0] for x in (frames, maps))
-    torch.testing.assert_close((2 * padded - 1) * (1 - padded_maps), masked_clip(fixture)[0], rtol=0, atol=1e-6)
+    close((2 * padded - 1) * (1 - padded_maps), masked_clip(fixture)[0], 1e-6)
 
 
 def observe(network, module, kept):
@@ -212,34 +227,36 @@ def test_network(fixture):
         else:
             full = found[name].reshape(entry["full_shape"])
             stored = full[tuple(slice(None, None, step) for step in entry["strides"])]
-        torch.testing.assert_close(
-            stored, fixture[name], rtol=0, atol=entry["atol"], msg=lambda m, name=name: f"{name}: {m}"
-        )
+        close(stored, fixture[name], entry["atol"], name)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixture", find("e2fgvi", tensors=["enc_inactivated", "M_quarter"]), ids=str)
 def test_inactivation_of_the_encoder_output_with_softly_masked_flow(fixture):
     meta, local = fixture.meta, fixture.meta["num_local_frames"]
-    atol, atol_tokens = (float(number) for number in re.findall(r"\d+e-\d+", meta["atol"]))
+    # "1e-4 (tok_7 2e-4)", "prop [:, :, ::8, ::2, ::2]; tok_7 [..., ::16]; ..."
+    atol = [float(number) for number in re.findall(r"[\d.]+e-\d+", meta["atol"])]
+    views = dict(re.findall(r"(\w+) (\[[^]]+\])", meta["strides"]))
     network = seeded(VARIANTS[meta["variant"]](), meta)
     clip, tokens = images(fixture["frames"]), []
-    gated = network.gate(network.encode(clip), fixture["M_quarter"])
-    visible = clip * (1 - fixture["M_flow"])
+    inactive, hidden = floats(fixture, "M_quarter", "M_flow")
+    gated = network.gate(network.encode(clip), inactive)
+    visible = clip * (1 - hidden)
     flows = network.flows(visible[: local - 1], visible[1:local])[None]
     hook = observe(network, network.transformer[7], tokens)
     out = network.decode_window(gated[None], local, flows, wanted=len(clip))[0]
     hook.remove()
     propagated = network.propagate(gated[None], local, flows)[:, :local]
-    for name, value, tolerance in (
-        ("enc_inactivated", gated[:, ::8, ::2, ::2], atol),
-        ("flow_next", flows[:, :, 0], atol),
-        ("flow_prev", flows[:, :, 1], atol),
-        ("prop", propagated[:, :, ::8, ::2, ::2], atol),
-        ("tok_7", tokens[0][..., ::16], atol_tokens),
-        ("out", out[..., ::2, ::2], atol),
-    ):
-        torch.testing.assert_close(value, fixture[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    for name, value in {
+        "enc_inactivated": gated,
+        "flow_next": flows[:, :, 0],
+        "flow_prev": flows[:, :, 1],
+        "prop": propagated,
+        "tok_7": tokens[0],
+        "out": out,
+    }.items():
+        stored = view(value, views.get(name, "[...]"))
+        close(stored, fixture[name], atol[-1] if name == "tok_7" else atol[0], name)
 
 
 @pytest.mark.parametrize("fixture", find("e2fgvi", has=["grad_norms", "losses"]), ids=str)
@@ -272,6 +289,8 @@ def test_training_step(fixture):
     norms = {name: p.grad.norm().item() for name, p in generator.named_parameters() if p.grad is not None}
 
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(meta["losses"], rel=meta["rtol"])
-    assert norms == pytest.approx(meta["grad_norms"], rel=meta["rtol"])
+    # a bias of the pooling moves all keys nearly alike, which nearly cancels out: what is left of it is half rounding
+    rounding = 1e-8 * max(meta["grad_norms"].values())
+    assert norms == pytest.approx(meta["grad_norms"], rel=meta["rtol"], abs=rounding)
     # while both hinges are active the last bias cancels out exactly
     assert judged == pytest.approx(meta["grad_norms_discriminator"], rel=meta["rtol"], abs=1e-9)

