@@ -75,7 +75,7 @@ def tune(
 
 def _good_frames(watch: Watch, scene: Scene, clip: Annotated) -> list[int]:
     """Frames farthest from the suspicious ones, spread over the clip: they hold the weights where they are."""
-    free = [t for t, box in enumerate(watch.boxes) if box is not None and t not in scene.at and t != clip.index]
+    free = [t for t in range(len(clip.frames)) if t not in scene.at and t != clip.index]
     chosen: list[int] = []
     while free and len(chosen) < ANCHORS:
         taken = [*scene.at, *chosen]

@@ -9,6 +9,7 @@ from ciri.metrics.segmentation import segmentation_score
 from ciri.propagation.flow import FlowPropagator
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
+from tests.allocations import Allocations
 from tests.ciri.refinement.scenes import COUNT, HEIGHT, WIDTH, Answers, Constant, Knows, Noise, Oracle, Scene
 
 
@@ -101,6 +102,14 @@ def test_a_clean_clip_comes_back_itself_after_one_look():
     assert result.masks is scene.true and result.inpainted is inpainted
     assert backbone.calls == 0 and result.report.steps == 0 and detector.looks == 1
     assert result.report.mode == "off" and "Nothing of the target was found" in result.report.text()
+
+
+def test_looking_at_a_clip_copies_none_of_its_pictures():
+    scene = Scene(count=12)
+    inpainted = scene.removal(scene.true)
+    with Allocations(at_least=inpainted.nbytes) as taken:
+        result, _ = run(scene, scene.true, Oracle(scene), inpainted)
+    assert result.inpainted is inpainted and not taken.found
 
 
 def test_without_a_detector_everything_comes_back():
