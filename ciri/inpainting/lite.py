@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from ciri.checkpoints import load_strictly
-from ciri.errors import OutOfMemoryError
 from ciri.flow.propagate import COVERED_ABOVE, HIDDEN_ABOVE
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.lite_guidance import Copies, Guidance, find_copies, guidance
 from ciri.inpainting.lite_network import MULTIPLE, REACH, LiteConfig, LiteNetwork
 from ciri.inpainting.segments import fill_in_segments
-from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller
+from ciri.out_of_memory import BeforeRun, nothing, repeat_smaller, shortage_told
 from ciri.own_weights import build_from_header, read_own
 from ciri.precision import choose_dtype
 from ciri.progress import OnStep, ignore, part
@@ -79,15 +78,11 @@ class LiteBackbone:
         height, width = frames.shape[2:]
         self.before_run(height, width)
         most, fill = longest_segment(self.memory, height, width), partial(self._fill, tiling=Tiling())
-        try:
+        with shortage_told(
+            f"Memory ran out while {self.name} filled {width}x{height} frames, even in small parts. Let the window "
+            "follow the object (crop), or inpaint at a lower resolution."
+        ):
             filled = fill_in_segments(fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"Memory ran out while {self.name} filled {width}x{height} frames, even in small parts. Let the window "
-                "follow the object (crop), or inpaint at a lower resolution."
-            ) from error
         return filled.to(frames.device)
 
     def _fill(self, frames: Tensor, inactivation: Tensor, on_step: OnStep, *, tiling: Tiling) -> Tensor:

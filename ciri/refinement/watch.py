@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import OutOfMemoryError
-from ciri.out_of_memory import is_out_of_memory
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import paste_map, search_window
@@ -144,25 +144,22 @@ def _area(box: Box) -> int:
     return box.width * box.height
 
 
-def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH, on_step: OnStep = ignore) -> None:
+def in_batches(count: int, work: Callable[[slice], None], *, on_step: OnStep = ignore) -> None:
     """Call ``work`` for slices of 0..count-1; where memory runs out, again with half as many frames.
 
     Raises:
         OutOfMemoryError: one frame at a time is too much.
     """
-    start = 0
+    start, batch = 0, BATCH
     while start < count:
         part = slice(start, min(start + batch, count))
         try:
-            work(part)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            with shortage_told("Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."):
+                work(part)
+        except OutOfMemoryError:
             if batch == 1:
-                raise OutOfMemoryError(
-                    "Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."
-                ) from error
-            batch = (batch + 1) // 2
+                raise
+            batch //= 2
             continue
         start = part.stop
         on_step(start, count)
