@@ -202,7 +202,7 @@ class MemoryPropagator:
                 blend.add(prediction, geometry)
                 done += 1
                 on_step(done, total)
-        return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend, annotated))
+        return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend))
 
     def geometry(self, height: int, width: int) -> Geometry:
         """How frames of a size are brought to the network."""
@@ -256,7 +256,7 @@ class MemoryPropagator:
             self._twin = (weights, inference_copy(self.network, device, dtype))
         return self._twin[1], weights, device
 
-    def _notes(self, frames: Tensor, blend: _Blend, annotated: dict[int, dict[int, Tensor]]) -> list[str]:
+    def _notes(self, frames: Tensor, blend: _Blend) -> list[str]:
         notes = []
         cuts = find_cuts(frames)
         if cuts:
