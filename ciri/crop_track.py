@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.errors import MaskError
-from ciri.frames import PAINT, as_pair
+from ciri.frames import PAINT, as_pair, extent
 
 #: Standard deviation, in frames, of the smoothing of the window's path over time.
 SMOOTHING = 4.0
@@ -52,9 +52,9 @@ def target_boxes(masks: Tensor) -> Tensor:
     boxes = torch.full((len(masks), 4), -1, dtype=torch.int64)
     for index, mask in enumerate(masks[:, 0]):
         hit = mask > 0
-        rows, columns = torch.nonzero(hit.any(1)).flatten(), torch.nonzero(hit.any(0)).flatten()
-        if len(rows):
-            boxes[index] = torch.stack([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]).cpu()
+        if hit.any():
+            rows, columns = extent(hit)
+            boxes[index] = torch.tensor([rows.start, columns.start, rows.stop, columns.stop])
     return boxes
 
 

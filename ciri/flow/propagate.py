@@ -22,9 +22,10 @@ from torch import Tensor
 from ciri.flow.addresses import SMALLEST_SHARE, Addresses, Candidates
 from ciri.flow.agreement import agree
 from ciri.flow.completion import complete_flow, membrane
-from ciri.flow.dis import SMALLEST_SIDE, Box, Preset, consistency, grey, grey_flow
+from ciri.flow.dis import SMALLEST_SIDE, Preset, consistency, grey, grey_flow
 from ciri.flow.margin import MarginGauge, outer_rings
 from ciri.flow.sampling import PixelTable, bilinear, interpolate
+from ciri.frames import Box
 from ciri.parallel import both
 from ciri.progress import OnStep, ignore, part
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ciri.checkpoints import load_strictly
 from ciri.flow.propagate import COVERED_ABOVE, HIDDEN_ABOVE
+from ciri.frames import Box, extent
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.lite_guidance import Copies, Guidance, find_copies, guidance
@@ -32,9 +33,6 @@ ARCHITECTURE = "backbone_lite"
 SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "backbone_lite.safetensors"
 #: Rows and columns that are filled at once where memory is short; with less, nearly all of the work is on the margin.
 LEAST_TILE = 2 * MULTIPLE
-
-#: Rows and columns.
-Box = tuple[slice, slice]
 
 
 class LiteBackbone:
@@ -160,26 +158,14 @@ class Tiling:
         return before > LEAST_TILE
 
 
-def extent(covered: Tensor) -> Box:
-    """Rows and columns from the first to the last that has a covered pixel; bool (h, w), not all of it false."""
-    places = [torch.nonzero(covered.any(1 - axis)).flatten() for axis in (0, 1)]
-    rows, columns = (slice(int(x[0]), int(x[-1]) + 1) for x in places)
-    return rows, columns
-
-
 def around(covered: Tensor) -> Box:
     """Rows and columns of the part around covered pixels that bears on them.
 
     Args:
         covered: bool (h, w), sides multiples of :data:`ciri.inpainting.lite_network.MULTIPLE`; not all of it false.
     """
-    sides = []
-    for axis, side in enumerate(extent(covered)):
-        # on the network's grid: a part is filled as it is in the whole frame
-        start = max(side.start - REACH, 0) // MULTIPLE * MULTIPLE
-        stop = min(-(-(side.stop + REACH) // MULTIPLE) * MULTIPLE, covered.shape[axis])
-        sides.append(slice(start, stop))
-    return sides[0], sides[1]
+    # on the network's grid: a part is filled as it is in the whole frame
+    return extent(covered, REACH, MULTIPLE)
 
 
 def load_lite(
