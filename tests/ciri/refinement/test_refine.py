@@ -6,6 +6,7 @@ import torch
 from ciri.errors import CiriError, MaskError
 from ciri.frames import grow_mask
 from ciri.metrics.segmentation import segmentation_score
+from ciri.numbering import counted_from
 from ciri.propagation.flow import FlowPropagator
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
@@ -338,3 +339,9 @@ def test_the_contextual_loss_takes_part_where_features_are_given():
     result, _ = run(scene, masks, Oracle(scene), features=Colours(), settings=settings(epochs=3, mode="mask"))
     assert result.report.accepted == [2, 3]
     assert (j_of(result.masks, scene.true) >= j_of(masks, scene.true)).all()
+
+
+def test_a_wrong_frame_is_told_by_the_numbers_of_the_whole_clip():
+    scene = Scene()
+    with counted_from(10), pytest.raises(MaskError, match=r"frame 17; .* frames 10 to 15\."):
+        run(scene, scene.true, Oracle(scene), first_index=7)
