@@ -21,13 +21,8 @@ def _flow(**options: Any) -> Propagator:
 
 
 def _lite(**options: Any) -> Propagator:
-    from ciri.propagation.lite import SHIPPED, build_lite
+    from ciri.propagation.lite import build_lite
 
-    if options.get("weights") is None and not SHIPPED.exists():
-        raise CheckpointError(
-            "The propagator 'lite' has no trained weights in this version. Use 'flow', or give weights of your own "
-            "(--propagator-weights), made by: python -m ciri train propagator."
-        )
     return build_lite(**options)
 
 
