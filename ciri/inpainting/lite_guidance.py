@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ciri.flow.addresses import Candidates
+from ciri.flow.addresses import Candidates, cues_of
 from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.flow import classical_fill
 from ciri.progress import OnStep, ignore, part
@@ -79,5 +79,4 @@ def _frame(copies: Copies, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     base = copies.fill[t]
     sides = [copies.candidates.copied(t, side) for side in ("before", "after")]
     before, after = (torch.where(copy.valid, copy.colours, base) for copy in sides)
-    near = [copy.valid / copy.distance.clamp(min=1) for copy in sides]
-    return base, before, after, torch.cat([sides[0].trust, sides[1].trust, *near])
+    return base, before, after, cues_of(*sides)
