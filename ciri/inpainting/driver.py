@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
@@ -279,12 +280,6 @@ class WindowBackbone:
 
 def _alike(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
     """Runs of up to so many consecutive windows with equally many local and reference frames."""
-    group: list[Window] = []
-    for window in windows:
-        shapes = [(len(w.local), len(w.reference)) for w in (*group[-1:], window)]
-        if group and (len(group) == most or shapes[0] != shapes[1]):
-            yield group
-            group = []
-        group.append(window)
-    if group:
-        yield group
+    for _, run in groupby(windows, lambda window: (len(window.local), len(window.reference))):
+        alike = list(run)
+        yield from (alike[start : start + most] for start in range(0, len(alike), most))
