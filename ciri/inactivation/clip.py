@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -98,7 +97,7 @@ def _compared(
     height, width = frames.shape[2:]
     features, covered = encode(frames[first_index : first_index + 1])
     target = pool_target(features, _enlarged(first_mask, covered).to(features.device))
-    result = torch.zeros_like(predicted)
+    result = frames.new_zeros(predicted.shape)
     # frame by frame: a clip's features would take more memory than the clip
     for index, (frame, mask) in enumerate(zip(frames, predicted, strict=True)):
         if (mask > 0).any():

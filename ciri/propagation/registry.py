@@ -1,4 +1,4 @@
-"""The propagators by name, for the command line, the nodes and the benchmarks.
+"""The propagators by name, for the command line, scripts and benchmarks.
 
 Each is imported only when it is built, so that asking for one does not load what another needs.
 """

@@ -46,12 +46,12 @@ class Judge:
         watch: the detector.
         before: the residue of the clip as it was given.
         pictures: what there is to choose from.
-        settings: seams.
-        clock: ends the work.
-        known: the residue of the painted frames, where it was looked for already.
+        settings: how masks are grown and feathered for a picture.
+        clock: ends the work when the time budget is spent.
+        known: frame -> map (1, H, W) and score of its painted picture, where it was looked at already.
         vouched: frames whose new mask the masks of their neighbours speak for; there the detector, which sees little of
             what is thin, may only object: if it calls the new picture suspicious.
-        share: of its box that the target fills.
+        share: of its box that the target fills (:func:`ciri.residue.crops.share_of_box`).
     """
 
     def __init__(

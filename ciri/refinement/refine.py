@@ -137,6 +137,8 @@ class _Job:
         self.features: FeatureExtractor | None = None
         self.kept: Tensor | None = None
         self.fixed = {first_index}
+        # by frame: pixels that its mask may cover; map and score of its painted picture, where that was looked at; the
+        # mask that was carried there from frames around
         self.most: dict[int, float] = {}
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
         self.bridged: dict[int, Tensor] = {}
