@@ -23,23 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ciri.errors import CheckpointError
-from ciri.signatures import TensorInfo, identify, register_signature, signature_of
-
-__all__ = [
-    "Summary",
-    "TensorInfo",
-    "identify",
-    "list_files",
-    "load_strictly",
-    "read_header",
-    "read_state_dict",
-    "register_signature",
-    "sha256",
-    "signature_of",
-    "summaries",
-    "summarise",
-    "write_safetensors",
-]
+from ciri.signatures import TensorInfo, identify, signature_of
 
 #: File name endings that are read. Anything else is refused by name.
 SUFFIXES = (".safetensors", ".pth", ".pt")

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.errors import MaskError
-from ciri.frames import PAINT, as_pair
+from ciri.frames import PAINT, as_pair, extent
+
+#: Standard deviation, in frames, of the smoothing of the window's path over time.
+SMOOTHING = 4.0
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class CropTrack:
             frame[:, y : y + h, x : x + w] = content
 
 
-def target_boxes(masks: Tensor, threshold: float = 0.0) -> Tensor:
-    """Return int64 (T, 4), top left bottom right (half open) of what exceeds the threshold; -1 where nothing does."""
+def target_boxes(masks: Tensor) -> Tensor:
+    """Return int64 (T, 4), top left bottom right (half open) of what exceeds 0; -1 where nothing does."""
     boxes = torch.full((len(masks), 4), -1, dtype=torch.int64)
     for index, mask in enumerate(masks[:, 0]):
-        hit = mask > threshold
-        rows, columns = torch.nonzero(hit.any(1)).flatten(), torch.nonzero(hit.any(0)).flatten()
-        if len(rows):
-            boxes[index] = torch.stack([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]).cpu()
+        hit = mask > 0
+        if hit.any():
+            rows, columns = extent(hit)
+            boxes[index] = torch.tensor([rows.start, columns.start, rows.stop, columns.stop])
     return boxes
 
 
@@ -63,7 +66,6 @@ def follow_target(
     multiple: int | tuple[int, int] = 16,
     minimum: int | tuple[int, int] = 128,
     aspect: float | None = None,
-    smooth: float = 4.0,
 ) -> CropTrack:
     """Choose a window that follows the target smoothly: one size for the clip, always inside the frame.
 
@@ -78,7 +80,6 @@ def follow_target(
         multiple: the window's sides are multiples of this (one number, or one each) unless the frame is smaller.
         minimum: smallest side in pixels (one number, or height and width), unless the frame is smaller.
         aspect: height over width that the window gets by growing, as far as the frame allows; None = any.
-        smooth: standard deviation of the temporal smoothing, in frames.
 
     Raises:
         MaskError: no target in any frame.
@@ -99,7 +100,7 @@ def follow_target(
 
     size = (side(wanted_h, frame_h, units[0]), side(wanted_w, frame_w, units[1]))
     centres = (boxes[:, :2] + boxes[:, 2:]).float() / 2
-    path = _smooth_over_time(_fill_gaps(centres, seen), smooth)
+    path = _smooth_over_time(_fill_gaps(centres, seen))
     half, limit = torch.tensor(size).float() / 2, torch.tensor([frame_h - size[0], frame_w - size[1]])
     corners = (path - half).round().long().clamp(min=torch.zeros(2, dtype=torch.int64), max=limit)
     # smoothing lags behind a fast target: the window must contain it all the same
@@ -118,11 +119,11 @@ def _fill_gaps(values: Tensor, known: Tensor) -> Tensor:
     return torch.lerp(values[left], values[right], weight)
 
 
-def _smooth_over_time(path: Tensor, sigma: float) -> Tensor:
+def _smooth_over_time(path: Tensor) -> Tensor:
     """Gaussian smoothing of (T, 2) over time; the ends are repeated."""
-    if sigma <= 0 or len(path) == 1:
+    if len(path) == 1:
         return path
-    radius = math.ceil(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    radius = math.ceil(3 * SMOOTHING)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / SMOOTHING) ** 2)
     padded = F.pad(path.T[None], (radius, radius), mode="replicate")
     return F.conv1d(padded, (kernel / kernel.sum()).expand(2, 1, -1), groups=2)[0].T

@@ -1,4 +1,4 @@
-"""Clips and masks: what is accepted, padding, and pasting back.
+"""Clips and masks: what is accepted, padding, parts, and pasting back.
 
 Dimensions: t frames, c channels, h w pixels, k annotated masks.
 """
@@ -17,6 +17,9 @@ from ciri.numbering import number
 
 #: A mask and a clip have "the same" aspect ratio below this relative difference (a few rows of rounding).
 ASPECT_TOLERANCE = 0.02
+
+#: Rows and columns of a part of a picture.
+Box = tuple[slice, slice]
 
 #: What to do about a mask without a target.
 PAINT = "Paint the object white on one frame (in ComfyUI: right-click LoadImage, 'Open in MaskEditor')."
@@ -187,6 +190,25 @@ def as_pair(value: int | tuple[int, int] | Multiple) -> tuple[int, int]:
 def unpad(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo :func:`pad_to_multiple`."""
     return x[..., : size[0], : size[1]]
+
+
+# --------------------------------------------------------------------------------------------- parts
+
+
+def extent(hit: Tensor, margin: int = 0, multiple: int = 1) -> Box:
+    """Return the rows and columns that hold all true pixels, and so many more around them, within the picture.
+
+    Args:
+        hit: bool (H, W), not all of it false.
+        margin: pixels around.
+        multiple: both are widened to multiples of this; the picture's sides have to be such.
+    """
+    sides = []
+    for axis, side in enumerate(hit.shape):
+        places = torch.nonzero(hit.any(1 - axis)).flatten()
+        start = max(int(places[0]) - margin, 0) // multiple * multiple
+        sides.append(slice(start, min(-(-(int(places[-1]) + 1 + margin) // multiple) * multiple, side)))
+    return sides[0], sides[1]
 
 
 # --------------------------------------------------------------------------------------------- pasting back

@@ -74,6 +74,13 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
     images, facts = read_video(path, start, count)
     if not images:
         raise MediaError(f"{path} has no frame {start}; it ends before.")
+    # recordings of calls and of screens may change their size on the way
+    for index, image in enumerate(images, start):
+        if image.shape != images[0].shape:
+            raise MediaError(
+                f"{path} changes from {_size(images[0])} to {_size(image)} at frame {index}; all frames of a clip must "
+                "have one size. Encode it anew in one size, or read a part that has one."
+            )
     return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts, bits=facts.bits)
 
 

@@ -7,11 +7,14 @@ shortage is half as much, again and again, before a person has to be asked.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
 import torch
+
+from ciri.errors import OutOfMemoryError
 
 T = TypeVar("T")
 
@@ -65,6 +68,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
+@contextmanager
+def shortage_told(message: str) -> Iterator[None]:
+    """Turn a shortage of memory inside into an :class:`OutOfMemoryError` with this message; what else is raised passes.
+
+    Args:
+        message: what ran short and what to do about it, for a person.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(message) from error
+
+
 def repeat_smaller(work: Callable[[], T], shrink: Callable[[], bool]) -> T:
     """Return what ``work`` returns, called again after every shortage of memory.
 
@@ -79,7 +97,7 @@ def repeat_smaller(work: Callable[[], T], shrink: Callable[[], bool]) -> T:
     while True:
         try:
             return work()
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not shrink():
                 raise
         # out here the exception is gone, and with it what the failed call had allocated

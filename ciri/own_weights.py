@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ciri.checkpoints import identify, read_state_dict
+from ciri.checkpoints import read_state_dict
 from ciri.errors import CheckpointError
+from ciri.signatures import identify
 
 T = TypeVar("T")
 

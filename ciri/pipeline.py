@@ -84,7 +84,7 @@ def remove_object(
         key_frames: the frame number of each annotated mask; negative ones count from the end. Several masks for one
             frame show several objects: see :func:`ciri.propagation.objects.follow`.
         keep: (H, W) or (N, H, W) in [0, 1], what comes close to the object and is to stay, painted on the frame of the
-            first mask: it is followed too, and what belongs to it is not removed.
+            first mask: it is followed too, and what belongs to it is not removed. Not with ``masks``.
         masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
         bridge: where ``masks`` drop out for some frames, the propagator carries those of the frames around there
             (:mod:`ciri.refinement.bridging`). Refinement does so in any case, if it is given a propagator.
@@ -98,11 +98,15 @@ def remove_object(
         on_step: progress callback over all stages; may raise to stop.
 
     Raises:
-        ClipError, MaskError: the frames or the masks cannot be used.
+        ClipError, MaskError: the frames or the masks cannot be used; ``keep`` with ``masks``, or ``bridge`` without.
         CiriError: refinement without a detector, bridging without a propagator.
     """
     if refine is not None and detector is None:
         raise CiriError("Refinement needs a residue detector that says what is left; give one, or leave refine out.")
+    if masks is not None and keep is not None:
+        raise MaskError("Masks for every frame say what stays, too: leave keep out, and erase it in the masks.")
+    if bridge and masks is None:
+        raise MaskError("Bridging mends masks from elsewhere: give a mask for every frame, or leave bridge out.")
     frames = check_clip(frames)
     whole = on_step
     if refine is not None:

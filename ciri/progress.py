@@ -10,21 +10,24 @@ from collections.abc import Callable, Iterator
 
 OnStep = Callable[[int, int], None]
 
+#: What a whole that is made of several stages is reported in.
+UNITS = 1000
+
 
 def ignore(done: int, total: int) -> None:
     """The callback of a caller that does not want to know."""
 
 
-def part(on_step: OnStep, start: float, end: float, scale: int = 1000) -> OnStep:
+def part(on_step: OnStep, start: float, end: float) -> OnStep:
     """Return a callback that maps one stage's progress to the slice [start, end] of the whole.
 
-    ``start`` and ``end`` are fractions of the whole; the whole is reported as ``scale`` units, so that stages
+    ``start`` and ``end`` are fractions of the whole; the whole is reported as :data:`UNITS` units, so that stages
     of different lengths add up to one bar that only moves forward.
     """
 
     def step(done: int, total: int) -> None:
         fraction = done / total if total else 1.0
-        on_step(round(scale * (start + (end - start) * fraction)), scale)
+        on_step(round(UNITS * (start + (end - start) * fraction)), UNITS)
 
     return step
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._adapt import choose
+from ciri.precision import PRECISIONS
 
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+from ._adapt import choose
 
 
 def precision_input() -> io.Combo.Input:
     """The combo, with "auto" as its default."""
     return io.Combo.Input(
         "precision",
-        options=PRECISIONS,
+        options=list(PRECISIONS),
         default="auto",
         tooltip="auto measures whether this processor is faster in half precision.",
     )
@@ -25,4 +25,4 @@ def chosen(precision: str) -> str:
     Raises:
         CiriError: none of the options, as a graph sent through the API may hold.
     """
-    return choose(precision, PRECISIONS, "precision")
+    return choose(precision, list(PRECISIONS), "precision")

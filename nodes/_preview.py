@@ -24,8 +24,8 @@ T = TypeVar("T")
 PREVIEW_SIDE = 640
 #: Slower than most footage: these previews are there to judge masks and maps.
 PREVIEW_FPS = 12
-#: Masks as they were, and as they are now.
-BEFORE, AFTER = (1.0, 0.2, 0.9), (0.2, 0.9, 0.3)
+#: Masks as they are now, beside masks as they were in the usual magenta.
+GREEN = (0.2, 0.9, 0.3)
 
 
 def preview_size(clip: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def heat_preview(frames: Tensor, values: Tensor, masks: Tensor) -> Tensor:
 
 def masks_preview(frames: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """A small copy of the clip, one set of masks (T, 1, H, W) tinted over it in magenta, another outlined in green."""
-    tinted = overlay(preview_size(frames), preview_size(before), colour=BEFORE, opacity=0.35, outline=1)
-    return overlay(tinted, preview_size(after), colour=AFTER, opacity=0.0, outline=2)
+    tinted = overlay(preview_size(frames), preview_size(before), opacity=0.35, outline=1)
+    return overlay(tinted, preview_size(after), colour=GREEN, opacity=0.0, outline=2)
 
 
 def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from comfy_api.latest import io
+
+from ciri.inpainting.driver import Mode
 
 from ._adapt import BackboneSocket, building_network, choose, device, plain_errors
 from ._precision import chosen, precision_input
@@ -13,7 +15,7 @@ from ._room import make_room
 from ._weights import options, path_of, state_of
 from .backbones import CATEGORY_BACKBONES
 
-MODES = ["auto", "hard", "blend", "gate"]
+MODES = list(get_args(Mode))
 COMPOSITION = ["smooth", "published"]
 
 

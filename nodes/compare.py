@@ -8,12 +8,12 @@ from torch import Tensor
 from ciri.compare import MAGENTA, MODES, compare, overlay
 
 from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks
-from ._preview import video_preview
+from ._preview import GREEN, video_preview
 
 COLOURS = {
     "magenta": MAGENTA,
     "red": (1.0, 0.2, 0.3),
-    "green": (0.2, 0.9, 0.3),
+    "green": GREEN,
     "blue": (0.2, 0.5, 1.0),
     "yellow": (1.0, 0.85, 0.1),
     "black": (0.0, 0.0, 0.0),

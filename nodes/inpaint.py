@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -83,8 +84,8 @@ class InactivationInpaint(io.ComfyNode):
 def describe(frames: Tensor, masks: Tensor, backbone: Backbone, grow: int, feather: int, notes: list[str]) -> str:
     """Say what was done: frames, size, share of the picture, backbone, mask treatment."""
     count, height, width = len(frames), *frames.shape[2:]
-    # only shrinking can take a frame's mask away
-    shares = (grow_mask(masks, min(grow, 0)) > 0).flatten(1).float().mean(1)
+    # only shrinking can take a frame's mask away; frame by frame, which takes no second copy of the masks
+    shares = torch.stack([(grow_mask(mask[None], min(grow, 0)) > 0).float().mean() for mask in masks])
     filled = int((shares > 0).sum())
     share = float(shares[shares > 0].mean()) if filled else 0.0
     lines = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
+from ciri.numbering import ranges
 from ciri.refinement.watch import suspects
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import share_of_box
@@ -23,7 +24,7 @@ from ._adapt import (
     to_masks,
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, heat_preview, video_preview
-from ._report import ranges, rows_of_ten
+from ._report import rows_of_ten
 
 
 class DetectResidue(io.ComfyNode):

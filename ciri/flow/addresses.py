@@ -119,6 +119,12 @@ class Candidates:
         return colours / total.clamp(min=1e-12)[:, None], total
 
 
+def cues_of(before: Copied, after: Copied) -> Tensor:
+    """Return trust in either copy, then 1 / distance of either: float32 (4, H, W) in [0, 1], 0 where there is none."""
+    nearness = [copy.valid / copy.distance.clamp(min=1) for copy in (before, after)]
+    return torch.cat([before.trust, after.trust, *nearness])
+
+
 def trust_of(source: Addresses) -> Tensor:
     """Return float32 (n,) in [0, 1]: how likely the address is right, from how far it may have gone astray."""
     return torch.where(source.frame >= 0, 1 / (1 + source.error.square()), torch.zeros(()))

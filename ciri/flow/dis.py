@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.frames import Box
 from ciri.progress import OnStep, ignore
 
 #: DIS refuses very small images; smaller ones are padded to this side.
@@ -25,9 +26,6 @@ RELATIVE_TOLERANCE, FIXED_TOLERANCE = 0.05, 0.5
 
 Preset = Literal["fast", "medium"]
 _PRESETS = {"fast": cv2.DISOPTICAL_FLOW_PRESET_FAST, "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
-
-#: Rows and columns of a part of a frame.
-Box = tuple[slice, slice]
 
 
 def neighbour_flow(frames: Tensor, *, preset: Preset = "medium", on_step: OnStep = ignore) -> tuple[Tensor, Tensor]:

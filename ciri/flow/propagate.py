@@ -22,9 +22,10 @@ from torch import Tensor
 from ciri.flow.addresses import SMALLEST_SHARE, Addresses, Candidates
 from ciri.flow.agreement import agree
 from ciri.flow.completion import complete_flow, membrane
-from ciri.flow.dis import SMALLEST_SIDE, Box, Preset, consistency, grey, grey_flow
+from ciri.flow.dis import SMALLEST_SIDE, Preset, consistency, grey, grey_flow
 from ciri.flow.margin import MarginGauge, outer_rings
 from ciri.flow.sampling import PixelTable, bilinear, interpolate
+from ciri.frames import Box
 from ciri.parallel import both
 from ciri.progress import OnStep, ignore, part
 
@@ -158,7 +159,14 @@ def _rough_fill(candidates: Candidates, t: int) -> tuple[Tensor, Tensor]:
 def complete_neighbour_flow(
     forward: Tensor, backward: Tensor, inactivation: Tensor, margin: int, *, on_step: OnStep = ignore
 ) -> None:
-    """Complete both flows where the inactivation map, grown by ``margin`` pixels, is positive; in place."""
+    """Complete both flows where the inactivation map, grown by ``margin`` pixels, covers something; in place.
+
+    Args:
+        forward, backward: float32 (T-1, 2, H, W), flow t -> t + 1 and t + 1 -> t.
+        inactivation: float32 (T, 1, H, W) in [0, 1]; see :data:`COVERED_ABOVE`.
+        margin: pixels.
+        on_step: called with the pairs of frames done and in all; may raise to stop.
+    """
     holes = torch.stack([_near(mask, margin) for mask in inactivation])
     for start in range(0, len(forward), BATCH):
         pairs = slice(start, min(start + BATCH, len(forward)))
@@ -210,6 +218,8 @@ def follow(
         inverse: the other one.
         visible: bool (T, H, W), pixels that are their own source.
         covered: per frame, the flat indices of the pixels to find a source for.
+        ahead: which way sources lie.
+        on_step: called for every frame; may raise to stop.
     """
     count = len(visible)
     order = range(count - 1, -1, -1) if ahead else range(count)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ciri.checkpoints import load_strictly
 from ciri.inactivation.evidence import Evidence
 from ciri.inactivation.fusion import Fusion
-from ciri.inpainting.lite_network import Block, conv
+from ciri.inpainting.lite_network import Block, conv, double
 from ciri.own_weights import build_from_header, read_own
 
 #: What the header of the weight file calls this network.
@@ -90,9 +90,9 @@ class AttentionNetwork(nn.Module):
         quarter = self.block4(self.down4(F.leaky_relu(half, 0.1)))
         eighth = self.block8(self.down8(F.leaky_relu(quarter, 0.1)))
         deep = self.deep(self.down16(F.leaky_relu(eighth, 0.1)))
-        eighth = self.post8(eighth + _double(self.up8(deep)))
-        quarter = self.post4(quarter + _double(self.up4(eighth)))
-        half = self.post2(half + _double(self.up2(quarter)))
+        eighth = self.post8(eighth + double(self.up8(deep)))
+        quarter = self.post4(quarter + double(self.up4(eighth)))
+        half = self.post2(half + double(self.up2(quarter)))
         correction, shadow = F.pixel_shuffle(self.out(F.leaky_relu(half, 0.1)), 2).float().chunk(2, 1)
         return correction, shadow
 
@@ -125,7 +125,3 @@ def load_attention(path: str | os.PathLike[str] | None = None) -> AttentionNetwo
     network = build_from_header(lambda **sizes: AttentionNetwork(AttentionConfig(**sizes)), metadata, path, _MADE_BY)
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     return network.eval().requires_grad_(False)
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

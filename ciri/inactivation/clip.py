@@ -5,18 +5,17 @@ Dimensions: t frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.errors import MaskError, OutOfMemoryError
+from ciri.errors import MaskError
 from ciri.inactivation.attention import DILATION, attention_map, pool_target
 from ciri.inactivation.features import Encoder, encoder_of, size_seen
 from ciri.inactivation.learned import REGION, learned_attention, shipped
 from ciri.inpainting.base import Backbone
-from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing
+from ciri.out_of_memory import BeforeRun, nothing, shortage_told
 from ciri.progress import OnStep, ignore
 
 
@@ -74,7 +73,11 @@ def complementary_attention(
     before_run: BeforeRun = getattr(backbone, "before_run", nothing)
     before_run(*size_seen(backbone, height, width))
     reach = round(DILATION * height) if dilation is None else dilation
-    with _shortage_in_words(backbone.name, height, width):
+    with shortage_told(
+        f"Memory ran out while the encoder of {backbone.name} looked at one frame of {width}x{height}, the smallest "
+        "unit of work. Shrink the frames, or give Complementary attention another backbone: lite or optical flow, "
+        "whose map is learned, take little memory."
+    ):
         compared = _compared(frames, first_mask, predicted, encode, first_index, reach, on_step)
     for t in known:
         compared[t] = predicted[t]
@@ -94,7 +97,7 @@ def _compared(
     height, width = frames.shape[2:]
     features, covered = encode(frames[first_index : first_index + 1])
     target = pool_target(features, _enlarged(first_mask, covered).to(features.device))
-    result = torch.zeros_like(predicted)
+    result = frames.new_zeros(predicted.shape)
     # frame by frame: a clip's features would take more memory than the clip
     for index, (frame, mask) in enumerate(zip(frames, predicted, strict=True)):
         if (mask > 0).any():
@@ -106,21 +109,6 @@ def _compared(
     return result
 
 
-@contextmanager
-def _shortage_in_words(name: str, height: int, width: int) -> Iterator[None]:
-    """Turn a shortage of memory into an error that says what to do."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"Memory ran out while the encoder of {name} looked at one frame of {width}x{height}, the smallest unit of "
-            "work. Shrink the frames, or give Complementary attention another backbone: lite or optical flow, whose "
-            "map is learned, take little memory."
-        ) from error
-
-
 def _enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """A mask (1, 1, H, W) with empty rows and columns at the bottom and the right, as many as the frames got."""
-    return torch.nn.functional.pad(mask, (0, size[1] - mask.shape[3], 0, size[0] - mask.shape[2]))
+    return F.pad(mask, (0, size[1] - mask.shape[3], 0, size[0] - mask.shape[2]))

@@ -14,6 +14,7 @@ Dimensions: t frames, h w pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import cv2
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.flow.addresses import Candidates
+from ciri.flow.addresses import Candidates, cues_of
 from ciri.flow.propagate import propagate_pixels
 from ciri.frames import grow_mask
 from ciri.progress import OnStep, ignore
@@ -54,7 +55,7 @@ class Evidence:
     predicted: Tensor
     region: Tensor
 
-    def map(self, change) -> Evidence:  # type: ignore[no-untyped-def]
+    def map(self, change: Callable[[Tensor], Tensor]) -> Evidence:
         """The same with every tensor changed alike."""
         return Evidence(*(change(getattr(self, f.name)) for f in fields(self)))
 
@@ -88,13 +89,9 @@ class Witness:
     def at(self, t: int) -> Evidence:
         """The evidence of one frame (n = 1)."""
         frame, predicted, region = self.candidates.frames[t], self.predicted[t], self.region[t]
-        sides = [self.candidates.copied(t, side) for side in ("before", "after")]
-        near = [copy.valid / copy.distance.clamp(min=1) for copy in sides]
-        cues = torch.cat([sides[0].trust, sides[1].trust, *near])
-        looks = self._looks(frame, predicted, region)
-        return Evidence(frame, sides[0].colours, sides[1].colours, cues, looks, predicted, region).map(
-            lambda x: x[None]
-        )
+        before, after = (self.candidates.copied(t, side) for side in ("before", "after"))
+        cues, looks = cues_of(before, after), self._looks(frame, predicted, region)
+        return Evidence(frame, before.colours, after.colours, cues, looks, predicted, region).map(lambda x: x[None])
 
     def _looks(self, frame: Tensor, predicted: Tensor, region: Tensor) -> Tensor:
         """float32 (2, h, w) in [0, 1]."""

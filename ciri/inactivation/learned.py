@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.exposure import evened, exposure
-from ciri.frames import grow_mask
+from ciri.frames import extent, grow_mask
 from ciri.inactivation.attention_network import MULTIPLE, REACH, AttentionNetwork, load_attention, log_odds
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.inactivation.fusion import fuse
@@ -198,7 +198,7 @@ def _weighed(network: AttentionNetwork, evidence: Evidence) -> _Answer | None:
     region = evidence.region
     if not region.any():
         return None
-    rows, columns = (_slice(region[0, 0].any(axis)) for axis in (1, 0))
+    rows, columns = extent(region[0, 0] > 0, REACH, MULTIPLE)
     correction, shadow = network(evidence.map(lambda x: x[..., rows, columns]))
     whole = (region.shape[2], region.shape[3])
     return _Answer(rows, columns, correction, shadow, region[..., rows, columns].clone(), whole)
@@ -301,13 +301,6 @@ def _moved(image: Tensor, down: int, right: int) -> Tensor:
         of = (slice(max(-down, 0), height + min(-down, 0)), slice(max(-right, 0), width + min(-right, 0)))
         result[:, to[0], to[1]] = image[:, of[0], of[1]]
     return result
-
-
-def _slice(some: Tensor) -> slice:
-    """The stretch of one axis, on the network's grid, that bears on what is set."""
-    places = torch.nonzero(some).flatten()
-    start = max(int(places[0]) - REACH, 0) // MULTIPLE * MULTIPLE
-    return slice(start, min(-(-(int(places[-1]) + 1 + REACH) // MULTIPLE) * MULTIPLE, len(some)))
 
 
 def _resized(image: Tensor, h: int, w: int) -> Tensor:

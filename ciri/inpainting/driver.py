@@ -13,18 +13,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from ciri.errors import CiriError, OutOfMemoryError
+from ciri.errors import CiriError
 from ciri.frames import grow_mask
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.blending import Blend, PublishedBlend, SmoothBlend
 from ciri.inpainting.network import Features, WindowNetwork, parts_of
 from ciri.inpainting.windows import Schedule, Window, without_holes
-from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller, return_unused_memory
+from ciri.out_of_memory import (
+    BeforeRun,
+    is_out_of_memory,
+    nothing,
+    repeat_smaller,
+    return_unused_memory,
+    shortage_told,
+)
 from ciri.progress import OnStep, ignore
 
 #: How the map reaches the network. "hard": hole pixels are grey, as the published weights were trained. "blend": the
@@ -184,7 +192,7 @@ class WindowBackbone:
         if len(group) > 1:
             try:
                 return list(self._predict(group, clip))
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # out here what the failed call had allocated is gone
@@ -246,14 +254,11 @@ class WindowBackbone:
         """Repeat work with ever smaller chunks while memory runs out: the result is the same, the peak is lower."""
         chunk = self.network.chunk
         try:
-            return repeat_smaller(work, self._halve_chunk)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"{self.name} ran out of memory on a single frame's work. Use fewer reference frames, let "
-                "the window follow the object (crop), or inpaint at a lower resolution."
-            ) from error
+            with shortage_told(
+                f"{self.name} ran out of memory on a single frame's work. Use fewer reference frames, let the window "
+                "follow the object (crop), or inpaint at a lower resolution."
+            ):
+                return repeat_smaller(work, self._halve_chunk)
         finally:
             self.network.chunk = chunk
 
@@ -275,12 +280,6 @@ class WindowBackbone:
 
 def _alike(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
     """Runs of up to so many consecutive windows with equally many local and reference frames."""
-    group: list[Window] = []
-    for window in windows:
-        shapes = [(len(w.local), len(w.reference)) for w in (*group[-1:], window)]
-        if group and (len(group) == most or shapes[0] != shapes[1]):
-            yield group
-            group = []
-        group.append(window)
-    if group:
-        yield group
+    for _, run in groupby(windows, lambda window: (len(window.local), len(window.reference))):
+        alike = list(run)
+        yield from (alike[start : start + most] for start in range(0, len(alike), most))

@@ -29,7 +29,6 @@ Submit = Callable[[Callable[[], Tensor]], Future[Tensor]]
 #: A pixel and its neighbours to the right, to the left, below and above, (5, 1, 2).
 OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])[:, None]
 
-
 #: How firmly a copy that is trusted entirely keeps its colour when seams are joined: they change some 6 pixels of it.
 #: By the square of trust: what is astray has to be fitted to its surroundings. More shows the seams.
 HOLD = 0.03

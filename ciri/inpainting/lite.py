@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ciri.checkpoints import load_strictly
-from ciri.errors import OutOfMemoryError
 from ciri.flow.propagate import COVERED_ABOVE, HIDDEN_ABOVE
+from ciri.frames import Box, extent
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.lite_guidance import Copies, Guidance, find_copies, guidance
 from ciri.inpainting.lite_network import MULTIPLE, REACH, LiteConfig, LiteNetwork
 from ciri.inpainting.segments import fill_in_segments
-from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing, repeat_smaller
+from ciri.out_of_memory import BeforeRun, nothing, repeat_smaller, shortage_told
 from ciri.own_weights import build_from_header, read_own
 from ciri.precision import choose_dtype
 from ciri.progress import OnStep, ignore, part
@@ -33,9 +33,6 @@ ARCHITECTURE = "backbone_lite"
 SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "backbone_lite.safetensors"
 #: Rows and columns that are filled at once where memory is short; with less, nearly all of the work is on the margin.
 LEAST_TILE = 2 * MULTIPLE
-
-#: Rows and columns.
-Box = tuple[slice, slice]
 
 
 class LiteBackbone:
@@ -79,15 +76,11 @@ class LiteBackbone:
         height, width = frames.shape[2:]
         self.before_run(height, width)
         most, fill = longest_segment(self.memory, height, width), partial(self._fill, tiling=Tiling())
-        try:
+        with shortage_told(
+            f"Memory ran out while {self.name} filled {width}x{height} frames, even in small parts. Let the window "
+            "follow the object (crop), or inpaint at a lower resolution."
+        ):
             filled = fill_in_segments(fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"Memory ran out while {self.name} filled {width}x{height} frames, even in small parts. Let the window "
-                "follow the object (crop), or inpaint at a lower resolution."
-            ) from error
         return filled.to(frames.device)
 
     def _fill(self, frames: Tensor, inactivation: Tensor, on_step: OnStep, *, tiling: Tiling) -> Tensor:
@@ -165,26 +158,14 @@ class Tiling:
         return before > LEAST_TILE
 
 
-def extent(covered: Tensor) -> Box:
-    """Rows and columns from the first to the last that has a covered pixel; bool (h, w), not all of it false."""
-    places = [torch.nonzero(covered.any(1 - axis)).flatten() for axis in (0, 1)]
-    rows, columns = (slice(int(x[0]), int(x[-1]) + 1) for x in places)
-    return rows, columns
-
-
 def around(covered: Tensor) -> Box:
     """Rows and columns of the part around covered pixels that bears on them.
 
     Args:
         covered: bool (h, w), sides multiples of :data:`ciri.inpainting.lite_network.MULTIPLE`; not all of it false.
     """
-    sides = []
-    for axis, side in enumerate(extent(covered)):
-        # on the network's grid: a part is filled as it is in the whole frame
-        start = max(side.start - REACH, 0) // MULTIPLE * MULTIPLE
-        stop = min(-(-(side.stop + REACH) // MULTIPLE) * MULTIPLE, covered.shape[axis])
-        sides.append(slice(start, stop))
-    return sides[0], sides[1]
+    # on the network's grid: a part is filled as it is in the whole frame
+    return extent(covered, REACH, MULTIPLE)
 
 
 def load_lite(

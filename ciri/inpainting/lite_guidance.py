@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ciri.flow.addresses import Candidates
+from ciri.flow.addresses import Candidates, cues_of
 from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.flow import classical_fill
 from ciri.progress import OnStep, ignore, part
-
-#: Rounds of flow, as the classical backbone makes by default.
-PASSES = 2
 
 
 @dataclass
@@ -54,16 +51,15 @@ class Copies:
     fill: Tensor
 
 
-def find_copies(frames: Tensor, inactivation: Tensor, *, passes: int = PASSES, on_step: OnStep = ignore) -> Copies:
+def find_copies(frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Copies:
     """Find the sources of every covered pixel of a clip, and fill it classically.
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
         inactivation: float32 (T, 1, H, W) in [0, 1].
-        passes: as in :class:`ciri.inpainting.flow.FlowBackbone`.
         on_step: progress callback; may raise to stop.
     """
-    candidates = propagate_pixels(frames, inactivation, passes=passes, on_step=part(on_step, 0.0, 0.7))
+    candidates = propagate_pixels(frames, inactivation, on_step=part(on_step, 0.0, 0.7))
     return Copies(candidates, classical_fill(candidates, on_step=part(on_step, 0.7, 1.0)))
 
 
@@ -83,5 +79,4 @@ def _frame(copies: Copies, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     base = copies.fill[t]
     sides = [copies.candidates.copied(t, side) for side in ("before", "after")]
     before, after = (torch.where(copy.valid, copy.colours, base) for copy in sides)
-    near = [copy.valid / copy.distance.clamp(min=1) for copy in sides]
-    return base, before, after, torch.cat([sides[0].trust, sides[1].trust, *near])
+    return base, before, after, cues_of(*sides)

@@ -147,9 +147,9 @@ class LiteNetwork(nn.Module):
         quarter = self.block4(self.down4(F.leaky_relu(half, 0.1)) + scales[1])
         eighth = self.block8(self.down8(F.leaky_relu(quarter, 0.1)) + scales[2])
         deep = self.deep(self.down16(F.leaky_relu(eighth, 0.1)))
-        eighth = self.post8(eighth + _double(self.up8(deep)))
-        quarter = self.post4(quarter + _double(self.up4(eighth)))
-        half = self.post2(half + _double(self.up2(quarter)))
+        eighth = self.post8(eighth + double(self.up8(deep)))
+        quarter = self.post4(quarter + double(self.up4(eighth)))
+        half = self.post2(half + double(self.up2(quarter)))
         found = F.pixel_shuffle(self.out(F.leaky_relu(half, 0.1)), 2).float()
         logits, residual = found.split([CANDIDATES, 3], 1)
         blended = (logits.softmax(1)[:, :, None] * candidates).sum(1)
@@ -184,5 +184,6 @@ def soften(image: Tensor, sigma: float) -> Tensor:
         return F.conv2d(across, kernel.transpose(2, 3), groups=image.shape[1])
 
 
-def _double(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
+    """Enlarge (n, c, h, w) to twice its height and width."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -9,14 +9,13 @@ from torch import Tensor
 from ciri.crop_track import CropTrack, follow_target, target_boxes
 from ciri.errors import MaskError
 from ciri.exposure import evened, exposure
-from ciri.frames import as_pair, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
+from ciri.frames import as_pair, extent, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.progress import OnStep, ignore, part
 from ciri.shots import in_place, shots
 
 #: A crop is only worth its seams when it saves at least this share of the pixels.
 WORTHWHILE = 0.8
-
 
 #: From this value of the map on, the filled pixel is shown whole. Blending by the map itself would let half of the
 #: target shine through wherever the propagator was only half sure.
@@ -123,15 +122,10 @@ def soft_edges(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, T
     """
     grown, alpha = torch.zeros_like(inactivation), torch.zeros_like(inactivation)
     anywhere = (inactivation > 0).any(0)[0]
-    rows, columns = (torch.nonzero(anywhere.any(axis)).flatten().tolist() for axis in (1, 0))
-    if rows:
-        reach = max(grow, 0) + feather + 1
-        box = (
-            slice(max(rows[0] - reach, 0), rows[-1] + reach + 1),
-            slice(max(columns[0] - reach, 0), columns[-1] + reach + 1),
-        )
-        grown[..., box[0], box[1]] = part = grow_mask(inactivation[..., box[0], box[1]], grow)
-        alpha[..., box[0], box[1]] = feather_alpha((part / SHOWN_WHOLE_FROM).clamp(max=1), feather)
+    if anywhere.any():
+        rows, columns = extent(anywhere, max(grow, 0) + feather + 1)
+        grown[..., rows, columns] = part = grow_mask(inactivation[..., rows, columns], grow)
+        alpha[..., rows, columns] = feather_alpha((part / SHOWN_WHOLE_FROM).clamp(max=1), feather)
     return grown, alpha
 
 

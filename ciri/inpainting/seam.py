@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.frames import extent
+
 #: V-cycles of the solver.
 CYCLES = 5
 #: Weight of a Jacobi sweep (4/5 damps the high frequencies of the 5-point stencil best).
@@ -45,9 +47,8 @@ def correction(mismatch_x: Tensor, mismatch_y: Tensor, hole: Tensor, hold: Tenso
     result[:, :, 1:] += mismatch_x
     result[:, :-1] -= mismatch_y
     result[:, 1:] += mismatch_y
-    rows, columns = torch.nonzero(hole.any(1)).flatten(), torch.nonzero(hole.any(0)).flatten()
     # a rim of one known pixel is needed, except where the hole touches the picture's border: there, no neighbour
-    box = (slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2), slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2))
+    box = extent(hole, 1)
     inside = hole[box].to(result)
     held = torch.zeros_like(inside) if hold is None else hold[box]
     right = (result[(slice(None), *box)] * inside)[None]

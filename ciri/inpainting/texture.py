@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.frames import extent
 from ciri.inpainting.seam import correction
 
 #: Holes thinner than this (half width in pixels) get no texture: a smooth fill cannot be told from it.
@@ -60,18 +61,10 @@ def synthesise(frame: Tensor, missing: Tensor) -> Tensor:
     deepest = float(depth.max())
     if deepest < THIN or missing.all():
         return frame
-    box = _around(missing, max(LEAST_CONTEXT, int(CONTEXT * deepest)))
+    box = extent(missing, max(LEAST_CONTEXT, int(CONTEXT * deepest)))
     result = frame.clone()
     result[(slice(None), *box)] = _fill(frame[(slice(None), *box)], missing[box])
     return result
-
-
-def _around(missing: Tensor, margin: int) -> tuple[slice, slice]:
-    rows, columns = torch.nonzero(missing.any(1)).flatten(), torch.nonzero(missing.any(0)).flatten()
-    return (
-        slice(max(int(rows[0]) - margin, 0), int(rows[-1]) + 1 + margin),
-        slice(max(int(columns[0]) - margin, 0), int(columns[-1]) + 1 + margin),
-    )
 
 
 def _fill(image: Tensor, missing: Tensor) -> Tensor:

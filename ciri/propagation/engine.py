@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ciri.errors import MaskError, OutOfMemoryError
 from ciri.numbering import ranges
-from ciri.out_of_memory import BeforeRun, is_out_of_memory, nothing
+from ciri.out_of_memory import BeforeRun, nothing, shortage_told
 from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import LOST_BELOW, MaskTrack, Propagator
@@ -163,16 +163,15 @@ class MemoryPropagator:
         """
         annotated, objects = _by_frame(annotations)
         try:
-            return self._track(frames, annotated, objects, spared, on_step)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._cache.clear()
-            raise OutOfMemoryError(
+            with shortage_told(
                 f"Memory ran out while {self.name} followed a mask through {frames.shape[3]}x{frames.shape[2]} frames, "
                 f"even frame by frame. Lower the working size (now {self.short_side}) or the memory budget (now "
                 f"{self.policy.budget})."
-            ) from error
+            ):
+                return self._track(frames, annotated, objects, spared, on_step)
+        except OutOfMemoryError:
+            self._cache.clear()
+            raise
 
     def _track(
         self,
@@ -203,7 +202,7 @@ class MemoryPropagator:
                 blend.add(prediction, geometry)
                 done += 1
                 on_step(done, total)
-        return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend, annotated))
+        return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend))
 
     def geometry(self, height: int, width: int) -> Geometry:
         """How frames of a size are brought to the network."""
@@ -257,7 +256,7 @@ class MemoryPropagator:
             self._twin = (weights, inference_copy(self.network, device, dtype))
         return self._twin[1], weights, device
 
-    def _notes(self, frames: Tensor, blend: _Blend, annotated: dict[int, dict[int, Tensor]]) -> list[str]:
+    def _notes(self, frames: Tensor, blend: _Blend) -> list[str]:
         notes = []
         cuts = find_cuts(frames)
         if cuts:

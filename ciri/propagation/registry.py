@@ -1,4 +1,4 @@
-"""The propagators by name, for the command line, the nodes and the benchmarks.
+"""The propagators by name, for the command line, scripts and benchmarks.
 
 Each is imported only when it is built, so that asking for one does not load what another needs.
 """
@@ -21,13 +21,8 @@ def _flow(**options: Any) -> Propagator:
 
 
 def _lite(**options: Any) -> Propagator:
-    from ciri.propagation.lite import SHIPPED, build_lite
+    from ciri.propagation.lite import build_lite
 
-    if options.get("weights") is None and not SHIPPED.exists():
-        raise CheckpointError(
-            "The propagator 'lite' has no trained weights in this version. Use 'flow', or give weights of your own "
-            "(--propagator-weights), made by: python -m ciri train propagator."
-        )
     return build_lite(**options)
 
 

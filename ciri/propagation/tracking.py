@@ -157,7 +157,7 @@ class DirectedPass:
         self.network, self.clip, self.annotated, self.policy = network, clip, annotated, policy
         self._units, self._hints = units, hints
         first = min(annotated) if step > 0 else max(annotated)
-        self._order = list(range(first, len(clip.frames)) if step > 0 else range(first, -1, -1))
+        self._order = range(first, len(clip.frames)) if step > 0 else range(first, -1, -1)
         self._cohorts: list[_Cohort] = []
         self._passed: dict[int, int] = {}
         self._stored = 0

@@ -61,20 +61,6 @@ def contextual_similarity(
         CiriError: a set without a vector, or sets that cannot be compared.
     """
     distances, column_weights = _distances(rows, columns, column_weights)
-    return similarity_of(distances, row_weights=row_weights, column_weights=column_weights, bandwidth=bandwidth)
-
-
-def similarity_of(
-    distances: Tensor,
-    *,
-    row_weights: Tensor | None = None,
-    column_weights: Tensor | None = None,
-    bandwidth: float = BANDWIDTH,
-) -> Tensor:
-    """As :func:`contextual_similarity`, from the distances (..., n, m) in [0, 2] that :func:`distances_to` gives."""
-    if column_weights is None:
-        column_weights = distances.new_ones(distances.shape[-1])
-    column_weights = column_weights.to(distances)
     with torch.autocast(distances.device.type, enabled=False):
         # a column outside the set must not be the nearest: distances end at 2
         nearest = (distances + 2 * (1 - column_weights[..., None, :])).amin(-1, keepdim=True)
@@ -88,18 +74,11 @@ def similarity_of(
         return (best * column_weights).sum(-1) / column_weights.sum(-1).clamp(min=_SMALLEST)
 
 
-def distances_to(rows: Tensor, columns: Tensor, column_weights: Tensor | None = None) -> Tensor:
-    """1 - cosine between rows and columns after the columns' (weighted) mean is taken off both: (..., n, m), 0..2.
-
-    It can be kept between steps as long as the columns and their weights stay the same.
-
-    Raises:
-        CiriError: a set without a vector, or sets that cannot be compared.
-    """
-    return _distances(rows, columns, column_weights)[0]
-
-
 def _distances(rows: Tensor, columns: Tensor, column_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """1 - cosine between rows and columns after the columns' weighted mean is taken off both, (..., n, m) in [0, 2].
+
+    Also the weights (..., m) of the columns, in the same type.
+    """
     if rows.shape[-1] != columns.shape[-1] or rows.ndim < 2 or columns.ndim < 2:
         raise CiriError(
             f"Feature vectors of shapes {tuple(rows.shape)} and {tuple(columns.shape)} cannot be compared; expected "
@@ -157,10 +136,5 @@ def contextual_loss(
             similarity = contextual_similarity(
                 rows, columns, row_weights=row_weights, column_weights=column_weights, bandwidth=bandwidth
             )
-            losses.append(negative_log(similarity))
+            losses.append(-similarity.clamp(min=_SMALLEST).log())
     return torch.stack(losses).mean(0)
-
-
-def negative_log(similarity: Tensor) -> Tensor:
-    """-log of a similarity, finite."""
-    return -similarity.clamp(min=_SMALLEST).log()

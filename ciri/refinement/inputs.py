@@ -26,6 +26,6 @@ def check(frames: Tensor, first_mask: Tensor, masks: Tensor, inpainted: Tensor, 
     if first_mask.shape[-2:] != (height, width) or not 0 <= first_index < count:
         raise MaskError(
             f"The first mask is {tuple(first_mask.shape)} for frame {number(first_index)}; expected "
-            f"{(1, height, width)} for one of the frames 0 to {count - 1}."
+            f"{(1, height, width)} for one of the frames {number(0)} to {number(count - 1)}."
         )
     check_annotation(first_mask[None])

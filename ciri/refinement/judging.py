@@ -46,12 +46,12 @@ class Judge:
         watch: the detector.
         before: the residue of the clip as it was given.
         pictures: what there is to choose from.
-        settings: seams.
-        clock: ends the work.
-        known: the residue of the painted frames, where it was looked for already.
+        settings: how masks are grown and feathered for a picture.
+        clock: ends the work when the time budget is spent.
+        known: frame -> map (1, H, W) and score of its painted picture, where it was looked at already.
         vouched: frames whose new mask the masks of their neighbours speak for; there the detector, which sees little of
             what is thin, may only object: if it calls the new picture suspicious.
-        share: of its box that the target fills.
+        share: of its box that the target fills (:func:`ciri.residue.crops.share_of_box`).
     """
 
     def __init__(
@@ -69,9 +69,8 @@ class Judge:
         self.settings, self.clock = settings, clock
         self.vouched, self.share = set(vouched), share
         given, painted = pictures.inpainted, pictures.painted
-        self.touched = [
-            t for t, box in enumerate(watch.boxes) if box is not None and not torch.equal(painted[t], given[t])
-        ]
+        self.touched = [t for t in range(len(given)) if not torch.equal(painted[t], given[t])]
+        self.row = {t: row for row, t in enumerate(self.touched)}
 
     def decide(
         self, refined: Tensor, most: dict[int, float], reasons: dict[int, str], on_step: OnStep
@@ -96,7 +95,7 @@ class Judge:
             if t not in keep:
                 masks[t] = self.pictures.masks[t]
         inpainted = self.pictures.inpainted.clone()
-        inpainted[keep] = new[[self.touched.index(t) for t in keep]]
+        inpainted[keep] = new[self._rows(keep)]
         after = updated(self.before, keep, Residue(seen.maps[keep], seen.scores[keep], []))
         on_step(4, 4)
         return masks, inpainted, after
@@ -110,18 +109,21 @@ class Judge:
             maps, scores = zip(*(self.known[t] for t in same), strict=True)
             seen = updated(seen, same, Residue(torch.stack(maps), torch.stack(scores), []))
         at = [t for t in self.touched if t not in same]
-        rows = [self.touched.index(t) for t in at]
-        return updated(seen, at, self.watch.look(new[rows], at, self.clock.watched(on_step)))
+        return updated(seen, at, self.watch.look(new[self._rows(at)], at, self.clock.watched(on_step)))
+
+    def _rows(self, at: list[int]) -> list[int]:
+        """Where the new pictures of some touched frames are."""
+        return [self.row[t] for t in at]
 
     def _show(self, at: list[int], masks: Tensor) -> Tensor:
         p = self.pictures
-        return shown_under(p.frames[at], p.painted[at], p.grown[at], masks[at], self.settings)
+        return shown_under(p.frames, p.painted, p.grown, masks, at, self.settings)
 
     def _masks_that_hold(self, refined: Tensor, most: dict[int, float], reasons: dict[int, str]) -> Tensor:
         masks = self.pictures.masks.clone()
         for t in [t for t, reason in reasons.items() if not reason]:
             reasons[t] = acceptance.mask_fault(
-                refined[t], masks[t], self.watch.box(t), most[t], bridged=t in self.vouched
+                refined[t], masks[t], self.watch.boxes[t], most[t], bridged=t in self.vouched
             )
             if t not in self.touched:
                 reasons[t] = "painting over it changed nothing"
@@ -143,7 +145,7 @@ class Judge:
         if not trimmed:
             return seen
         again = self._show(trimmed, masks)
-        new[[self.touched.index(t) for t in trimmed]] = again
+        new[self._rows(trimmed)] = again
         return updated(seen, trimmed, self.watch.look(again, trimmed))
 
     def _pictures_that_hold(self, new: Tensor, changed: list[int], seen: Residue, reasons: dict[int, str]) -> list[int]:
@@ -157,8 +159,8 @@ class Judge:
         tried = [t for t in changed if t not in self.vouched]
         falling = [t for t in tried if acceptance.falls_enough(was[t], now[t], threshold)]
         if falling:
-            rows = [self.touched.index(t) for t in falling]
-            old, left = (self.watch.judge(x, falling).tolist() for x in (self.pictures.inpainted[falling], new[rows]))
+            pictures = self.pictures.inpainted[falling], new[self._rows(falling)]
+            old, left = (self.watch.judge(x, falling).tolist() for x in pictures)
             falling = [
                 t for t, a, b in zip(falling, old, left, strict=True) if acceptance.falls_enough(a, b, threshold)
             ]

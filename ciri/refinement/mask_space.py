@@ -65,10 +65,10 @@ def refine_masks(
         done = step + 1
         if not after_step(done):
             break
-    refined = (start + _spread(best, (height, width))).sigmoid()
+    moved = _spread(best, (height, width))
+    refined = (start + moved).sigmoid()
     # the given values, bit for bit, where nothing moved
-    moved = _spread(best, (height, width)) != 0
-    return torch.where(moved, torch.minimum(refined, scene.grown.clamp(min=0.49)), scene.grown), done
+    return torch.where(moved != 0, torch.minimum(refined, scene.grown.clamp(min=0.49)), scene.grown), done
 
 
 def _spread(offset: Tensor, size: tuple[int, int]) -> Tensor:

@@ -84,7 +84,7 @@ def frame_losses(watch: Watch, scene: Scene, logits: Tensor, start: Tensor, part
         part: which frames of the scene these are.
         grow: pixels by which the product widens a mask.
     """
-    boxes = [watch.box(t) for t in scene.at[part]]
+    boxes = [watch.boxes[t] for t in scene.at[part]]
     pictures = composed(scene, logits, part, grow)
     size = (pictures.shape[2], pictures.shape[3])
     areas = torch.tensor([b.width * b.height for b in boxes], dtype=torch.float32)
@@ -113,9 +113,9 @@ def comparisons(
     features: FeatureExtractor, clip: Annotated, masks: Tensor, watch: Watch, at: Sequence[int]
 ) -> list[Comparison | None]:
     """The contextual loss of some frames of a clip with these masks; None for those in which it says nothing."""
-    template = keep_features(features, clip.frames[clip.index], watch.box(clip.index))
+    template = keep_features(features, clip.frames[clip.index], watch.boxes[clip.index])
     all_of_them = [
-        Comparison(template, clip.mask, keep_features(features, clip.frames[t], enlarged(watch.box(t)))) for t in at
+        Comparison(template, clip.mask, keep_features(features, clip.frames[t], enlarged(watch.boxes[t]))) for t in at
     ]
     tells = informative([float(c.loss(masks[t])) for c, t in zip(all_of_them, at, strict=True)])
     return [c if use else None for c, use in zip(all_of_them, tells, strict=True)]

@@ -73,7 +73,7 @@ def as_printed(
     for weight in weights:
         weight.requires_grad_(True)
     optimiser = torch.optim.Adam(weights, lr=RATE)
-    at = [t for t, box in enumerate(watch.boxes) if box is not None and t != clip.index]
+    at = [t for t in range(len(clip.frames)) if t != clip.index]
     steps, masks = 0, torch.zeros_like(inpainted[:, :1])
     epochs = max(1, settings.epochs)
     for epoch in range(epochs):
@@ -117,13 +117,13 @@ def _loss(
     mask = _soft_mask(twin, clip, t, device)
     shown = clip.frames[t]
     composed = mask * inpainted[t] + (1 - mask) * shown
-    box, size = watch.box(t), (int(shown.shape[1]), int(shown.shape[2]))
+    box, size = watch.boxes[t], (int(shown.shape[1]), int(shown.shape[2]))
     logits = watch.logits(composed[None], [t])
     total = RESIDUE * residue_loss(logits, [box], size, watch.threshold, mode="paper").sum().cpu()
     if features is None:
         return total
     with torch.no_grad():
-        template = image_space_points(features, clip.frames[clip.index], clip.mask, watch.box(clip.index))
+        template = image_space_points(features, clip.frames[clip.index], clip.mask, watch.boxes[clip.index])
     points = image_space_points(features, shown, mask, enlarged(box))
     if not len(points) or not len(template):
         return total

@@ -74,19 +74,26 @@ def repaint(
     return result
 
 
-def shown_under(frames: Tensor, painted: Tensor, wide: Tensor, narrow: Tensor, settings: RefinementSettings) -> Tensor:
-    """Return (n, 3, H, W): what was painted under wide masks, shown only under narrower ones.
+def shown_under(
+    frames: Tensor, painted: Tensor, wide: Tensor, narrow: Tensor, at: Sequence[int], settings: RefinementSettings
+) -> Tensor:
+    """Return some frames (n, 3, H, W) with what was painted under wide masks shown only under narrower ones.
 
     Where both are the same the picture is the painted one, bit for bit.
 
     Args:
-        frames: (n, 3, H, W), as filmed.
-        painted: (n, 3, H, W), made by :func:`repaint` with the wide masks.
-        wide, narrow: (n, 1, H, W); the narrow ones are nowhere above the wide ones.
+        frames: (T, 3, H, W), as filmed.
+        painted: (T, 3, H, W), made by :func:`repaint` with the wide masks.
+        wide, narrow: (T, 1, H, W); the narrow ones are nowhere above the wide ones.
+        at: the n frames.
+        settings: how the edges of masks are softened.
     """
-    _, alpha = soft_edges(wide, settings.grow, settings.feather)
-    _, wanted = soft_edges(narrow, settings.grow, settings.feather)
-    # the painted picture holds the share ``alpha`` of fill already
-    share = torch.where(wanted >= alpha, torch.ones_like(alpha), wanted / alpha.clamp(min=1e-6))
-    mixed = torch.lerp(frames, painted, share)
-    return torch.where(share >= 1, painted, torch.where(share <= 0, frames, mixed))
+    result = frames.new_empty(len(at), *frames.shape[1:])
+    # frame by frame: the intermediate results of a whole clip would cost several times its memory
+    for shown, t in zip(result, at, strict=True):
+        alpha, wanted = (soft_edges(x[t : t + 1], settings.grow, settings.feather)[1][0] for x in (wide, narrow))
+        # the painted picture holds the share ``alpha`` of fill already
+        share = torch.where(wanted >= alpha, torch.ones_like(alpha), wanted / alpha.clamp(min=1e-6))
+        mixed = torch.lerp(frames[t], painted[t], share)
+        shown.copy_(torch.where(share >= 1, painted[t], torch.where(share <= 0, frames[t], mixed)))
+    return result

@@ -35,7 +35,7 @@ from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of, updated
+from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import Removal, ResidueDetector
 from ciri.residue.crops import boxes_of_clip, share_of_box
@@ -137,6 +137,8 @@ class _Job:
         self.features: FeatureExtractor | None = None
         self.kept: Tensor | None = None
         self.fixed = {first_index}
+        # by frame: pixels that its mask may cover; map and score of its painted picture, where that was looked at; the
+        # mask that was carried there from frames around
         self.most: dict[int, float] = {}
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
         self.bridged: dict[int, Tensor] = {}
@@ -166,20 +168,20 @@ class _Job:
         assert self.detector is not None
         self.clock.check()
         with self.clock.stage("detection"):
-            boxes = boxes_of_clip(self.masks, self.first_mask, self.first_index)
+            # all frames have one: the annotated mask is not empty
+            boxes = [box for box in boxes_of_clip(self.masks, self.first_mask, self.first_index) if box is not None]
             device = self.detector.device
             template = self.detector.template(self.frames[self.first_index].to(device), self.first_mask.to(device))
             removal = Removal(self.frames, self.masks, self.inpainted)
             watch = Watch(self.detector, template, boxes, removal, least_threshold(self.detector), self.settings.seed)
-            at = [t for t, box in enumerate(boxes) if box is not None]
-            seen = watch.look(self.inpainted[at], at, self.clock.watched(on_step))
-            residue = updated(replace(self.nothing, boxes=boxes), at, seen)
+            every = range(len(self.frames))
+            residue = watch.look(self.inpainted, every, self.clock.watched(on_step))
             known = self.first_index
             hidden = growth.shown_by(self.first_mask[None], self.settings.grow)[0]
             threshold = threshold_of(self.detector, residue, known, hidden)
             if threshold > watch.threshold:
                 watch = replace(watch, threshold=threshold)
-                residue = updated(residue, at, watch.look(self.inpainted[at], at))
+                residue = watch.look(self.inpainted, every)
             return watch, residue
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
@@ -223,7 +225,7 @@ class _Job:
             company = Company(self.frames, self.masks)
             for t in reasons:
                 self.clock.check()
-                box = watch.box(t)
+                box = watch.boxes[t]
                 area = int((self.masks[t] > 0.5).sum())
                 if t in self.bridged:
                     # bounded by what the masks around it cover
@@ -274,7 +276,7 @@ class _Job:
             changed = sorted(t for t in worst if self.known[t][1] > least)
         if not (self.settings.epochs and changed):
             return grown
-        shown = shown_under(self.frames[changed], painted[changed], grown[changed], self.masks[changed], self.settings)
+        shown = shown_under(self.frames, painted, grown, self.masks, changed, self.settings)
         looks = None
         if self.features is not None:
             looks = comparisons(self.features, self.clip, self.masks, watch, changed)
@@ -315,13 +317,12 @@ class _Job:
                 self.features,
                 self.clock.watched(part(on_step, 0.1, 0.9)),
             )
-        at = [t for t, box in enumerate(watch.boxes) if box is not None]
+        every = range(len(self.frames))
         with self.clock.stage("judging"):
-            progress = self.clock.watched(part(on_step, 0.9, 1))
-            after = updated(before, at, watch.look(outcome.inpainted[at], at, progress))
+            after = watch.look(outcome.inpainted, every, self.clock.watched(part(on_step, 0.9, 1)))
         self.report.mode, self.report.steps, self.tuned = "paper", outcome.steps, outcome.propagator
         self.report.notes += outcome.notes
-        changed = [t for t in at if not torch.equal(outcome.masks[t], self.masks[t])]
+        changed = [t for t in every if not torch.equal(outcome.masks[t], self.masks[t])]
         self._describe(before, after, outcome.masks, dict.fromkeys(changed, ""))
         self.report.outcome = "The propagator was tuned as the paper prints it; nothing guards this mode."
         self.report.repainted = list(range(len(self.frames)))

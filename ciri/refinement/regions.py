@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.errors import CiriError
-from ciri.refinement.contextual import BANDWIDTH, Order, contextual_loss, distances_to, negative_log, similarity_of
+from ciri.refinement.contextual import Order, contextual_loss
 from ciri.residue.base import Box
 from ciri.residue.crops import crop, window_around
 
@@ -27,8 +27,6 @@ from ciri.residue.crops import crop, window_around
 SIZE = 128
 #: The box of a frame is this much larger than that of its first mask: what was missed has to be inside to be gained.
 MARGIN = 1.3
-#: Cells that are compared at most, on each side.
-MOST_CELLS = 1024
 
 
 class FeatureExtractor(Protocol):
@@ -120,24 +118,14 @@ class Comparison:
         template: features about the target in the annotated frame.
         template_mask: float32 (1, h, w), the annotated mask.
         frame: features of the frame, of a box that leaves room to grow (:func:`enlarged`).
-        order, bandwidth: as :func:`ciri.refinement.contextual.contextual_loss` takes them.
-        most_cells: how many cells are compared on each side; more are sub-sampled.
+        order: as :func:`ciri.refinement.contextual.contextual_loss` takes it.
 
     Raises:
         CiriError: the annotated mask is empty in the template's box, or features of two extractors.
     """
 
-    def __init__(
-        self,
-        template: Crop,
-        template_mask: Tensor,
-        frame: Crop,
-        *,
-        order: Order = "symmetric",
-        bandwidth: float = BANDWIDTH,
-        most_cells: int = MOST_CELLS,
-    ) -> None:
-        self.frame, self.order, self.bandwidth, self.most_cells = frame, order, bandwidth, most_cells
+    def __init__(self, template: Crop, template_mask: Tensor, frame: Crop, *, order: Order = "symmetric") -> None:
+        self.frame, self.order = frame, order
         weights = template.weights(template_mask.detach()).to(template.points)
         inside = weights > 0
         if not inside.any():
@@ -145,45 +133,17 @@ class Comparison:
                 "The annotated mask is empty where the target's features were taken. Paint the object on the frame."
             )
         self._points, self._weights = template.points[inside], weights[inside]
-        self._kept: tuple[int, Tensor] | None = None
 
-    def loss(self, mask: Tensor, *, draw: int = 0) -> Tensor:
-        """Return Eq. 8 for a soft mask (1, h, w) of the whole frame; gradients reach the mask.
-
-        Args:
-            mask: float32 in [0, 1].
-            draw: number of the sub-sample where there are too many cells. Take another one every step, and the same
-                for values that are compared.
-        """
-        given = self.frame.weights(mask).to(self.frame.points)
-        mine, theirs = self._sample(len(given), draw), self._sample(len(self._weights), draw)
-        if self.order == "prediction rows":
-            return self._prediction_rows(given[mine], mine, theirs, draw).to(mask.device)
+    def loss(self, mask: Tensor) -> Tensor:
+        """Return Eq. 8 for a soft mask, float32 (1, h, w) in [0, 1] of the whole frame; gradients reach the mask."""
         loss = contextual_loss(
-            self.frame.points[mine],
-            self._points[theirs],
-            prediction_weights=given[mine],
-            template_weights=self._weights[theirs],
+            self.frame.points,
+            self._points,
+            prediction_weights=self.frame.weights(mask).to(self.frame.points),
+            template_weights=self._weights,
             order=self.order,
-            bandwidth=self.bandwidth,
         )
         return loss.to(mask.device)
-
-    def _prediction_rows(self, weights: Tensor, mine: Tensor, theirs: Tensor, draw: int) -> Tensor:
-        """The one order in which the mean is the template's, so that no distance depends on the mask."""
-        columns = self._weights[theirs]
-        if self._kept is None or self._kept[0] != draw:
-            self._kept = draw, distances_to(self.frame.points[mine], self._points[theirs], columns)
-        return negative_log(
-            similarity_of(self._kept[1], row_weights=weights, column_weights=columns, bandwidth=self.bandwidth)
-        )
-
-    def _sample(self, count: int, draw: int) -> Tensor:
-        """Numbers of the cells that are compared; the same for the same draw."""
-        if count <= self.most_cells:
-            return torch.arange(count, device=self._points.device)
-        generator = torch.Generator().manual_seed(draw)
-        return torch.randperm(count, generator=generator)[: self.most_cells].sort().values.to(self._points.device)
 
 
 def informative(losses: list[float], tolerance: float = 1.5) -> list[bool]:

@@ -38,7 +38,7 @@ class RefinementReport:
     Attributes:
         frames: the suspicious frames, in order.
         outcome: one sentence.
-        mode: what was done: "mask", "weights" or "paper"; "off" if nothing was.
+        mode: what was tried: "mask" (for the setting "auto" too), "weights" or "paper"; "off" if nothing was found.
         steps: gradient steps taken.
         repainted: frames whose picture changed, whether or not their mask did.
         seconds: wall-clock time of each stage.

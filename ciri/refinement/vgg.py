@@ -74,8 +74,3 @@ def load_vgg19(path: str | os.PathLike[str], *, device: torch.device | str = "cp
         )
     load_strictly(network, state, model="vgg19", path=path)
     return network.to(device).eval().requires_grad_(False)
-
-
-def trimmed(network: VGG19Features) -> dict[str, Tensor]:
-    """The state dict to keep: 4.6 MB instead of 548 MB; :func:`load_vgg19` takes it like the published file."""
-    return dict(network.state_dict())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import OutOfMemoryError
-from ciri.out_of_memory import is_out_of_memory
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import paste_map, search_window
@@ -23,13 +23,11 @@ from ciri.residue.score import score
 
 #: Frames that go through the detector together.
 BATCH = 8
-#: Views of a frame that its score is the mean of: the window as it is, and so many shifted and scaled ones.
-JITTERED_VIEWS = 1
 #: Share of the target's box that may answer beside the mask of the annotated frame, and the largest threshold.
 FALSE_SHARE, HIGHEST_THRESHOLD = 0.01, 0.95
 #: No mask is moved by a response below this, however sure of itself a detector is.
 LEAST_THRESHOLD = 0.4
-#: How far in shares of the box, and how much larger or smaller.
+#: For judging, boxes are moved by at most this share of their size, and made larger or smaller by at most this one.
 JITTER_SHIFT, JITTER_SCALE = 0.05, 0.06
 #: A target with a shorter side is too small: enlarging it to the detector's input enlarges the noise.
 LEAST_TARGET = 24
@@ -56,23 +54,17 @@ class Watch:
 
     detector: ResidueDetector
     template: Any
-    boxes: list[Box | None]
+    boxes: list[Box]
     removal: Removal
     threshold: float
     seed: int = 0
-
-    def box(self, t: int) -> Box:
-        """The box of a frame that has one."""
-        box = self.boxes[t]
-        assert box is not None
-        return box
 
     @torch.no_grad()
     def look(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> Residue:
         """Return the residue in some frames (n, 3, H, W); the lists are n long, in the order of ``at``."""
         size = (frames.shape[2], frames.shape[3])
         maps, scores = torch.zeros(len(at), 1, *size), torch.zeros(len(at))
-        boxes = [self.box(t) for t in at]
+        boxes = [self.boxes[t] for t in at]
 
         def one(part: slice) -> None:
             logits = self.logits(frames[part], at[part], boxes[part])
@@ -85,34 +77,34 @@ class Watch:
 
     @torch.no_grad()
     def judge(self, frames: Tensor, at: Sequence[int]) -> Tensor:
-        """Return scores (n,) averaged over jittered views: a mask that fools one crop does not fool three.
+        """Return scores (n,) of pictures (n, 3, H, W), seen in other crops than :meth:`look` does.
 
-        The views of a frame are the same at every call.
+        A mask that was made to fool one crop may not fool another. The crop of a frame is the same at every call.
         """
         size = (frames.shape[2], frames.shape[3])
-        total = torch.zeros(len(at))
-        for view in range(JITTERED_VIEWS):
-            boxes = [self._jittered(t, view) for t in at]
+        scores = torch.zeros(len(at))
+        boxes = [self._jittered(t) for t in at]
 
-            def one(part: slice, boxes: list[Box] = boxes) -> None:
-                logits = self.logits(frames[part], at[part], boxes[part])
-                # in areas of the true box: a jittered one would change the unit
-                unit = torch.tensor([_area(b) / _area(self.box(t)) for b, t in zip(boxes[part], at[part], strict=True)])
-                total[part] += score(logits, boxes[part], size, self.threshold).cpu() * unit
+        def one(part: slice) -> None:
+            logits = self.logits(frames[part], at[part], boxes[part])
+            # in areas of the true box: a jittered one would change the unit
+            unit = torch.tensor([_area(b) / _area(self.boxes[t]) for b, t in zip(boxes[part], at[part], strict=True)])
+            scores[part] = score(logits, boxes[part], size, self.threshold).cpu() * unit
 
-            in_batches(len(at), one)
-        return total / JITTERED_VIEWS
+        in_batches(len(at), one)
+        return scores
 
     def logits(self, frames: Tensor, at: Sequence[int], boxes: Sequence[Box] | None = None) -> Tensor:
         """The detector's answer, float32, to pictures of the frames ``at``; gradients flow to the pictures."""
-        boxes = [self.box(t) for t in at] if boxes is None else boxes
+        boxes = [self.boxes[t] for t in at] if boxes is None else boxes
         device = self.detector.device
         removal = Removal(*(x[list(at)].to(device) for x in self.removal))
         return self.detector.detect(self.template, frames.to(device), boxes, removal).float()
 
-    def _jittered(self, t: int, view: int) -> Box:
-        box = self.box(t)
-        random = np.random.default_rng((self.seed, t, view))
+    def _jittered(self, t: int) -> Box:
+        """The box of a frame, moved and scaled a little."""
+        box = self.boxes[t]
+        random = np.random.default_rng((self.seed, t, 0))
         dx, dy = random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
         scale = 1 + random.uniform(-JITTER_SCALE, JITTER_SCALE)
         width, height = max(1, round(box.width * scale)), max(1, round(box.height * scale))
@@ -152,25 +144,22 @@ def _area(box: Box) -> int:
     return box.width * box.height
 
 
-def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH, on_step: OnStep = ignore) -> None:
+def in_batches(count: int, work: Callable[[slice], None], *, on_step: OnStep = ignore) -> None:
     """Call ``work`` for slices of 0..count-1; where memory runs out, again with half as many frames.
 
     Raises:
         OutOfMemoryError: one frame at a time is too much.
     """
-    start = 0
+    start, batch = 0, BATCH
     while start < count:
         part = slice(start, min(start + batch, count))
         try:
-            work(part)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            with shortage_told("Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."):
+                work(part)
+        except OutOfMemoryError:
             if batch == 1:
-                raise OutOfMemoryError(
-                    "Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."
-                ) from error
-            batch = (batch + 1) // 2
+                raise
+            batch //= 2
             continue
         start = part.stop
         on_step(start, count)

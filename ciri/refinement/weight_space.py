@@ -75,7 +75,7 @@ def tune(
 
 def _good_frames(watch: Watch, scene: Scene, clip: Annotated) -> list[int]:
     """Frames farthest from the suspicious ones, spread over the clip: they hold the weights where they are."""
-    free = [t for t, box in enumerate(watch.boxes) if box is not None and t not in scene.at and t != clip.index]
+    free = [t for t in range(len(clip.frames)) if t not in scene.at and t != clip.index]
     chosen: list[int] = []
     while free and len(chosen) < ANCHORS:
         taken = [*scene.at, *chosen]
@@ -177,7 +177,9 @@ class _Descent:
 
     @torch.no_grad()
     def _judge(self) -> float:
-        """The mean loss over the suspicious frames."""
+        """The mean loss over the suspicious frames; infinite where it is no number."""
+        if not self.rows:
+            return 0.0
         total = 0.0
         for i in range(0, len(self.rows), GROUP):
             part = slice(i, i + GROUP)
@@ -185,7 +187,7 @@ class _Descent:
             total += float(
                 frame_losses(self.watch, self.scene, logits, self.start[part], part, self.settings.grow).sum()
             )
-        return total / len(self.rows) if self.rows and math.isfinite(total) else math.inf if self.rows else 0.0
+        return total / len(self.rows) if math.isfinite(total) else math.inf
 
     def _state(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self.weights]

@@ -13,13 +13,8 @@ from ciri.residue.base import ResidueDetector
 
 
 def _lite(**options: Any) -> ResidueDetector:
-    from ciri.residue.lite import SHIPPED, build_lite
+    from ciri.residue.lite import build_lite
 
-    if options.get("weights") is None and not SHIPPED.exists():
-        raise CheckpointError(
-            "The residue detector 'lite' has no trained weights in this version. Give weights of your own, made by: "
-            "python -m ciri train residue."
-        )
     return build_lite(**options)
 
 
@@ -46,7 +41,7 @@ def build(name: str, **options: Any) -> ResidueDetector:
 
     Args:
         name: one of :func:`names`.
-        options: ``device``, and ``weights``, a file (None: the one that ships with the pack, if there is one).
+        options: ``device``, and ``weights``, a file (None: for 'lite' the one that ships with the pack).
 
     Raises:
         CheckpointError: no weight file, or one that cannot be used.

@@ -13,7 +13,7 @@ from torch import nn
 
 from ciri import checkpoints as ck
 from ciri.errors import CheckpointError
-from ciri.signatures import Signature
+from ciri.signatures import Signature, identify, register_signature
 
 
 @pytest.fixture
@@ -106,18 +106,18 @@ def test_strict_loading_names_what_does_not_fit_and_changes_nothing(net, change,
 
 def test_a_file_of_another_known_model_is_named(net, monkeypatch):
     monkeypatch.setattr("ciri.signatures._SIGNATURES", {})
-    ck.register_signature(Signature("mine", "My Net", {"0.weight": (4, 3, 3, 3)}))
-    ck.register_signature(Signature("other", "Other Net", {"z": (2,)}, absent=("0.weight",)))
+    register_signature(Signature("mine", "My Net", {"0.weight": (4, 3, 3, 3)}))
+    register_signature(Signature("other", "Other Net", {"z": (2,)}, absent=("0.weight",)))
     with pytest.raises(CheckpointError, match=r"x\.pth.*weights of My Net.*looks like Other Net"):
         ck.load_strictly(net, {"z": torch.ones(2)}, model="mine", path="x.pth")
-    assert ck.identify(net.state_dict()) == "mine"
-    assert ck.identify({"z": torch.ones(3)}) is None
-    assert ck.identify({"z": torch.ones(3)}, {"architecture": "third"}) == "third"
+    assert identify(net.state_dict()) == "mine"
+    assert identify({"z": torch.ones(3)}) is None
+    assert identify({"z": torch.ones(3)}, {"architecture": "third"}) == "third"
 
 
 def test_listing_finds_the_files_of_one_model_and_survives_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr("ciri.signatures._SIGNATURES", {})
-    ck.register_signature(Signature("mine", "My Net", {"a": (2,)}))
+    register_signature(Signature("mine", "My Net", {"a": (2,)}))
     (tmp_path / "sub").mkdir()
     (tmp_path / "folder.pth").mkdir()
     ck.write_safetensors(tmp_path / "b.safetensors", {"a": torch.ones(2)})

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ciri.compare import GAP, MODES, compare, overlay
 from ciri.errors import CiriError, ClipError
+from tests.allocations import Allocations
 
 
 def clip(frames=4, height=12, width=20, seed=0):
@@ -106,23 +105,6 @@ def test_inputs_are_not_changed():
         compare(first, second, mode, labels=("a", "b"))
     overlay(first, torch.ones(4, 1, 12, 20))
     assert torch.equal(first, kept[0]) and torch.equal(second, kept[1])
-
-
-class Allocations(TorchDispatchMode):
-    """Notes every piece of memory of at least so many bytes that is taken inside."""
-
-    def __init__(self, at_least):
-        super().__init__()
-        self.at_least, self.found = at_least, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for x in tree_leaves(result):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given:
-                size = x.untyped_storage().nbytes()
-                self.found += [size] if size >= self.at_least else []
-        return result
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -152,3 +152,15 @@ def test_paste_leaves_all_other_pixels_bit_identical(seed):
     outside = (alpha == 0).expand_as(frames)
     assert out[outside].numpy().tobytes() == frames[outside].numpy().tobytes()
     assert (out[~outside] == torch.inf).all()
+
+
+@given(st.integers(0, 2**30), st.integers(0, 9), st.sampled_from([1, 4]))
+def test_extent_holds_what_is_true_and_the_margin_and_no_more(seed, margin, multiple):
+    generator = torch.Generator().manual_seed(seed)
+    hit = torch.zeros(24, 36, dtype=torch.bool)
+    y, x = (torch.randint(side, (3,), generator=generator) for side in hit.shape)
+    hit[y, x] = True
+    for part, places, side in zip(fr.extent(hit, margin, multiple), (y, x), hit.shape, strict=True):
+        wanted = {p for p in range(side) if places.min() - margin <= p <= places.max() + margin}
+        cells = {p // multiple for p in wanted}
+        assert set(range(side)[part]) == {p for p in range(side) if p // multiple in cells}

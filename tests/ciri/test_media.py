@@ -142,7 +142,9 @@ def test_masks_are_written_as_grey_video(tmp_path):
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1(side)"}
 
 
-def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None, aspect=None, pixels="yuv420p"):
+def encode(
+    path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=None, aspect=None, pixels="yuv420p", width=32
+):
     """A video of one colour per frame by PyAV alone.
 
     tag: colour matrix; sound: int16 (n,) or (channels, n), at 8 kHz; shown: seconds of each frame, the first also the
@@ -150,7 +152,7 @@ def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=No
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
-        stream.width, stream.height, stream.pix_fmt = 32, 16, pixels
+        stream.width, stream.height, stream.pix_fmt = width, 16, pixels
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         if tag:
@@ -160,7 +162,8 @@ def encode(path, rgb, tag=None, sound=None, sound_codec="aac", rate=24, shown=No
         if shown:
             stream.codec_context.time_base = Fraction(1, 90000)
         for index, colour in enumerate(rgb):
-            frame = av.VideoFrame.from_ndarray(np.broadcast_to(np.uint8(colour), (16, 32, 3)).copy(), format="rgb24")
+            image = np.broadcast_to(np.uint8(colour), (16, width, 3)).copy()
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format=pixels, dst_colorspace=tag)
             if shown:
                 frame.pts, frame.time_base = round(shown[index] * 90000), Fraction(1, 90000)
@@ -559,6 +562,17 @@ def test_a_file_with_sound_only_is_no_clip(tmp_path):
         container.mux(voice.encode())
     with pytest.raises(MediaError, match="holds no video"):
         media.read_clip(tmp_path / "song.mp4")
+
+
+def test_a_video_that_changes_its_size_is_refused_and_its_parts_are_read(tmp_path):
+    parts = [encode(tmp_path / f"{width}.ts", [[200] * 3] * 4, width=width) for width in (64, 32)]
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(MediaError, match="from 64x16 to 32x16 at frame 4"):
+        media.read_clip(both)
+    for start, count, width in ((0, 4, 64), (4, None, 32)):
+        frames = media.read_clip(both, start=start, count=count).frames
+        assert frames.shape == (4, 3, 16, width) and (frames - 200 / 255).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(("start", "count"), [(6, None), (100, 2), (-1, None), (0, 0)])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ciri import out_of_memory
-from ciri.out_of_memory import is_out_of_memory, repeat_smaller, return_unused_memory
+from ciri.errors import OutOfMemoryError
+from ciri.out_of_memory import is_out_of_memory, repeat_smaller, return_unused_memory, shortage_told
 
 
 def test_a_real_shortage_is_recognised():
@@ -108,6 +109,15 @@ def test_where_memory_cannot_be_returned_nothing_happens(monkeypatch):
     return_unused_memory()
     monkeypatch.undo()
     out_of_memory._trim.cache_clear()
+
+
+def test_a_shortage_is_told_and_another_error_passes():
+    for error in (MemoryError(), RuntimeError("CUDA error: out of memory")):
+        with pytest.raises(OutOfMemoryError, match="make it smaller") as told, shortage_told("make it smaller"):
+            raise error
+        assert told.value.__cause__ is error
+    with pytest.raises(RuntimeError, match="shapes"), shortage_told("make it smaller"):
+        raise RuntimeError("shapes do not match")
 
 
 def test_what_a_failed_call_held_is_gone_before_the_next():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ciri.inpainting.published import dilate_cross, plain_loop
 from ciri.inpainting.windows import Schedule
 from tests.parity.fixtures import documents, find
+from tests.published_loop import dilate_cross, plain_loop
 
 STUB_CLIPS = find("driver", tensors=["composed_u8", "frames_u8"])
 FLOAT_CLIPS = find("e2fgvi", tensors=["composed_u8", "masks_raw"])

@@ -10,9 +10,9 @@ from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.e2fgvi import E2FGVIHQ
 from ciri.inpainting.network import WindowNetwork
-from ciri.inpainting.published import dilate_cross, plain_loop
 from ciri.inpainting.sttn import STTN
 from ciri.inpainting.windows import Schedule
+from tests.published_loop import dilate_cross, plain_loop
 
 
 class Stub(WindowNetwork):

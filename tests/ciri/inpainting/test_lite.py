@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError, OutOfMemoryError
+from ciri.frames import extent
 from ciri.inpainting.base import Backbone
-from ciri.inpainting.lite import LiteBackbone, Tiling, around, extent, load_lite
+from ciri.inpainting.lite import LiteBackbone, Tiling, around, load_lite
 from ciri.inpainting.lite_guidance import Guidance, find_copies, guidance
 from ciri.inpainting.lite_network import (
     CANDIDATES,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciri.errors import CiriError
-from ciri.refinement.contextual import contextual_loss, contextual_similarity, distances_to, similarity_of
+from ciri.refinement.contextual import contextual_loss, contextual_similarity
 
 
 def by_loops(rows, columns, a, b, h):
@@ -130,13 +130,6 @@ def test_gradients_are_those_of_finite_differences():
         return contextual_loss(x, y, prediction_weights=a, template_weights=b)
 
     assert torch.autograd.gradcheck(loss, given_, eps=1e-7, atol=1e-5)
-
-
-def test_kept_distances_give_the_same_loss():
-    x, y, a, b = torch.rand(20, 8), torch.rand(10, 8), torch.rand(20), torch.rand(10)
-    kept = distances_to(x, y, b)
-    expected = contextual_similarity(x, y, row_weights=a, column_weights=b)
-    torch.testing.assert_close(similarity_of(kept, row_weights=a, column_weights=b), expected)
 
 
 def test_half_precision_and_autocast_are_not_computed_in_half():

@@ -6,7 +6,7 @@ import torch
 from ciri.checkpoints import write_safetensors
 from ciri.refinement.features import extractor_for
 from ciri.refinement.regions import Comparison, enlarged, image_space_points, keep_features
-from ciri.refinement.vgg import VGG19Features, trimmed
+from ciri.refinement.vgg import VGG19Features
 from ciri.residue.base import Box
 from ciri.residue.lite import LiteDetector, ResidueNetwork
 
@@ -20,7 +20,7 @@ def detector():
 def test_the_choice(detector, tmp_path):
     assert extractor_for(None) is None
     assert extractor_for(detector).name == "lite, 1/4"
-    write_safetensors(tmp_path / "vgg.safetensors", trimmed(VGG19Features()))
+    write_safetensors(tmp_path / "vgg.safetensors", VGG19Features().state_dict())
     assert extractor_for(detector, tmp_path / "vgg.safetensors").name == "vgg19"
 
 

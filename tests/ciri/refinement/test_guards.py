@@ -16,6 +16,7 @@ from ciri.refinement.watch import LEAST_THRESHOLD, in_batches, suspects, thresho
 from ciri.residue.base import Box
 from ciri.residue.crops import target_box
 from ciri.residue.detect import Residue
+from tests.allocations import Allocations
 from tests.ciri.refinement.scenes import HEIGHT, WIDTH, Knows, Oracle, Scene
 
 SETTINGS = RefinementSettings(grow=2, feather=2)
@@ -145,12 +146,25 @@ def test_a_picture_is_shown_only_under_the_narrow_mask():
     wide, narrow = scene.true, scene.cut()
     painted = remove(scene.frames, wide, Knows(scene), grow=2, feather=2)
     _, alpha = soft_edges(narrow, 2, 2)
-    got = shown_under(scene.frames, painted, wide, narrow, SETTINGS)
+    every = range(len(wide))
+    got = shown_under(scene.frames, painted, wide, narrow, every, SETTINGS)
     nowhere, whole = (a.expand_as(got) for a in (alpha == 0, alpha == 1))
     assert torch.equal(got[nowhere], scene.frames[nowhere]) and torch.equal(got[whole], painted[whole])
     low, high = torch.minimum(scene.frames, painted) - 1e-6, torch.maximum(scene.frames, painted) + 1e-6
     assert ((got >= low) & (got <= high)).all()
-    assert torch.equal(shown_under(scene.frames, painted, wide, wide, SETTINGS), painted)
+    assert torch.equal(shown_under(scene.frames, painted, wide, wide, every, SETTINGS), painted)
+    assert torch.equal(shown_under(scene.frames, painted, wide, narrow, [3, 1], SETTINGS), got[[3, 1]])
+
+
+def test_showing_pictures_takes_no_memory_but_theirs():
+    frames, masks = torch.rand(32, 3, 24, 32), torch.zeros(32, 1, 24, 32)
+    masks[:, :, 8:16, 8:16] = 1
+    painted = frames.clone()
+    painted[:, :, 4:20, 4:20] = 0
+    wide = grow_mask(masks, 2)
+    with Allocations(at_least=frames.nbytes // 4) as taken:
+        shown = shown_under(frames, painted, wide, masks, range(32), SETTINGS)
+    assert taken.found == [shown.nbytes]
 
 
 def test_only_stretches_around_changed_frames_are_painted_again():

@@ -6,9 +6,11 @@ import torch
 from ciri.errors import CiriError, MaskError
 from ciri.frames import grow_mask
 from ciri.metrics.segmentation import segmentation_score
+from ciri.numbering import counted_from
 from ciri.propagation.flow import FlowPropagator
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
+from tests.allocations import Allocations
 from tests.ciri.refinement.scenes import COUNT, HEIGHT, WIDTH, Answers, Constant, Knows, Noise, Oracle, Scene
 
 
@@ -101,6 +103,14 @@ def test_a_clean_clip_comes_back_itself_after_one_look():
     assert result.masks is scene.true and result.inpainted is inpainted
     assert backbone.calls == 0 and result.report.steps == 0 and detector.looks == 1
     assert result.report.mode == "off" and "Nothing of the target was found" in result.report.text()
+
+
+def test_looking_at_a_clip_copies_none_of_its_pictures():
+    scene = Scene(count=12)
+    inpainted = scene.removal(scene.true)
+    with Allocations(at_least=inpainted.nbytes) as taken:
+        result, _ = run(scene, scene.true, Oracle(scene), inpainted)
+    assert result.inpainted is inpainted and not taken.found
 
 
 def test_without_a_detector_everything_comes_back():
@@ -329,3 +339,9 @@ def test_the_contextual_loss_takes_part_where_features_are_given():
     result, _ = run(scene, masks, Oracle(scene), features=Colours(), settings=settings(epochs=3, mode="mask"))
     assert result.report.accepted == [2, 3]
     assert (j_of(result.masks, scene.true) >= j_of(masks, scene.true)).all()
+
+
+def test_a_wrong_frame_is_told_by_the_numbers_of_the_whole_clip():
+    scene = Scene()
+    with counted_from(10), pytest.raises(MaskError, match=r"frame 17; .* frames 10 to 15\."):
+        run(scene, scene.true, Oracle(scene), first_index=7)

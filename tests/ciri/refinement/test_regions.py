@@ -1,4 +1,4 @@
-"""Regions as they enter the contextual loss: which cells, which gradients, which sub-samples."""
+"""Regions as they enter the contextual loss: which cells, which gradients."""
 
 import pytest
 import torch
@@ -76,8 +76,7 @@ def test_kept_features_give_the_loss_of_their_vectors(order):
         template_weights=template.weights(mask),
         order=order,
     )
-    for draw in (0, 1, 1):
-        torch.testing.assert_close(comparison.loss(soft, draw=draw), expected)
+    torch.testing.assert_close(comparison.loss(soft), expected)
     (gradient,) = torch.autograd.grad(expected, soft)
     (again,) = torch.autograd.grad(comparison.loss(soft), soft)
     torch.testing.assert_close(again, gradient)
@@ -99,14 +98,6 @@ def test_the_gradient_grows_missing_parts_in_one_order_and_sheds_background_in_t
         (gradient,) = torch.autograd.grad(Comparison(kept, mask, kept, order=order).loss(soft), soft)
         growing = float(gradient[place].sum())
         assert growing < 0 if order == "prediction rows" else growing > 0
-
-
-def test_too_many_cells_are_sampled_the_same_way_for_the_same_draw():
-    frame, mask, box = scene()
-    kept = keep_features(Patches(), frame, enlarged(box, 2.0), size=64)
-    comparison = Comparison(kept, mask, kept, most_cells=40)
-    draws = [comparison.loss(mask, draw=d).item() for d in (0, 1, 0, 1)]
-    assert draws[:2] == draws[2:] and draws[0] != draws[1]
 
 
 def test_an_empty_annotation_is_an_error_and_an_empty_prediction_is_not():

@@ -1,7 +1,6 @@
 """The published test programs' loop, plain: every window encodes all its frames anew, everything stays in memory.
 
-Kept as the oracle of the streaming driver (tests) and as its yardstick (benchmarks). Dimensions: t frames of the clip,
-n frames of a window, l of them local, h w pixels.
+The oracle of the streaming driver. Dimensions: t frames of the clip, n frames of a window, l of them local, h w pixels.
 """
 
 from __future__ import annotations
