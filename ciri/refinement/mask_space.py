@@ -68,7 +68,7 @@ def refine_masks(
     refined = (start + _spread(best, (height, width))).sigmoid()
     # the given values, bit for bit, where nothing moved
     moved = _spread(best, (height, width)) != 0
-    return torch.where(moved, torch.minimum(refined, scene.grown.clamp(min=0.49)), scene.grown), done
+    return torch.where(moved, torch.minimum(refined, scene.grown), scene.grown), done
 
 
 def _spread(offset: Tensor, size: tuple[int, int]) -> Tensor:

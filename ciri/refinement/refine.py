@@ -25,7 +25,7 @@ from ciri.refinement.bridging import mend
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.company import Company
 from ciri.refinement.decoder_inputs import Annotated, refinable
-from ciri.refinement.inputs import check, outside_inference
+from ciri.refinement.inputs import check, check_shape, outside_inference
 from ciri.refinement.judging import Judge, Pictures
 from ciri.refinement.looks import Looks
 from ciri.refinement.mask_space import refine_masks
@@ -108,7 +108,9 @@ def refine(
     with torch.inference_mode(False), torch.no_grad():
         job = _Job(frames, first_mask, masks, inpainted, backbone, detector, propagator, settings, first_index)
         job.features, job.fixed = features, {first_index, *fixed}
-        job.kept = None if kept is None else outside_inference(kept).cpu()
+        if kept is not None:
+            job.kept = outside_inference(kept).cpu()
+            check_shape("masks of what is to stay", job.kept, job.masks)
         return job.run(on_step)
 
 

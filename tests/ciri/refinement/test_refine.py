@@ -69,6 +69,19 @@ def test_a_refined_picture_is_the_given_clip_beyond_both_masks():
     masks = scene.cut()
     result, given = run(scene, masks, Oracle(scene))
     away = (grow_mask(torch.maximum(masks, result.masks), 6) == 0).expand_as(given)
+def test_gradient_descent_takes_nothing_of_what_is_to_stay():
+    scene = Scene()
+    masks = scene.cut()
+    kept = (scene.true - masks).clamp(min=0)
+    kept[:, :, HEIGHT // 2 :] = 0
+    result, _ = run(scene, masks, Oracle(scene), kept=kept, settings=settings(mode="mask", epochs=20))
+    assert result.report.accepted == [2, 3] and result.report.steps > 0
+    stays = kept > 0
+    assert (result.masks[stays] <= masks[stays]).all()
+    with pytest.raises(MaskError, match="to stay have shape"):
+        run(scene, masks, Oracle(scene), kept=kept[0])
+
+
     assert torch.equal(result.inpainted[away], given[away])
 
 
