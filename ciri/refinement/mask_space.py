@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.refinement.objective import Scene, frame_losses, to_logits
-from ciri.refinement.watch import Watch, in_batches
+from ciri.refinement.watch import Watch
+from ciri.residue.detect import in_batches
 
 #: Pixels of the frame per cell of the offset.
 CELL = 8

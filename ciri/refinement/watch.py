@@ -5,7 +5,7 @@ Dimensions: T frames, n of them, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.errors import OutOfMemoryError
-from ciri.out_of_memory import is_out_of_memory
-from ciri.progress import OnStep, ignore
+from ciri.progress import OnStep, ignore, part
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import paste_map, search_window
-from ciri.residue.detect import Residue
+from ciri.residue.detect import Residue, in_batches
 from ciri.residue.score import score
 
-#: Frames that go through the detector together.
-BATCH = 8
 #: Views of a frame that its score is the mean of: the window as it is, and so many shifted and scaled ones.
 JITTERED_VIEWS = 1
 #: Share of the target's box that may answer beside the mask of the annotated frame, and the largest threshold.
@@ -100,7 +96,7 @@ class Watch:
                 unit = torch.tensor([_area(b) / _area(self.box(t)) for b, t in zip(boxes[part], at[part], strict=True)])
                 total[part] += score(logits, boxes[part], size, self.threshold).cpu() * unit
 
-            in_batches(len(at), one)
+            in_batches(len(at), one, on_step=part(on_step, view / JITTERED_VIEWS, (view + 1) / JITTERED_VIEWS))
         return total / JITTERED_VIEWS
 
     def logits(self, frames: Tensor, at: Sequence[int], boxes: Sequence[Box] | None = None) -> Tensor:
@@ -150,30 +146,6 @@ def threshold_of(detector: ResidueDetector, residue: Residue, known: int, hidden
 
 def _area(box: Box) -> int:
     return box.width * box.height
-
-
-def in_batches(count: int, work: Callable[[slice], None], *, batch: int = BATCH, on_step: OnStep = ignore) -> None:
-    """Call ``work`` for slices of 0..count-1; where memory runs out, again with half as many frames.
-
-    Raises:
-        OutOfMemoryError: one frame at a time is too much.
-    """
-    start = 0
-    while start < count:
-        part = slice(start, min(start + batch, count))
-        try:
-            work(part)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if batch == 1:
-                raise OutOfMemoryError(
-                    "Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."
-                ) from error
-            batch = (batch + 1) // 2
-            continue
-        start = part.stop
-        on_step(start, count)
 
 
 def suspects(residue: Residue, threshold: float = 0.0, share: float = 1.0) -> list[int]:

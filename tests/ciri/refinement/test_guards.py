@@ -12,10 +12,10 @@ from ciri.refinement.looks import Looks
 from ciri.refinement.product import repaint, shown_under, spans
 from ciri.refinement.report import FrameReport, RefinementReport
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import LEAST_THRESHOLD, in_batches, suspects, threshold_of
+from ciri.refinement.watch import LEAST_THRESHOLD, suspects, threshold_of
 from ciri.residue.base import Box
 from ciri.residue.crops import target_box
-from ciri.residue.detect import Residue
+from ciri.residue.detect import Residue, in_batches
 from tests.ciri.refinement.scenes import HEIGHT, WIDTH, Knows, Oracle, Scene
 
 SETTINGS = RefinementSettings(grow=2, feather=2)
