@@ -21,7 +21,7 @@ from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement import growth
-from ciri.refinement.bridging import mend
+from ciri.refinement.bridging import bridged_in, mend
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.company import Company
 from ciri.refinement.decoder_inputs import Annotated, refinable
@@ -191,7 +191,8 @@ class _Job:
         with self.clock.stage("masks"):
             progress = self.clock.watched(part(on_step, 0.15, 0.3))
             self.bridged, notes = mend(self.frames, self.masks, found, self.fixed, self.propagator, progress)
-        self.report.notes += notes
+        if self.propagator is None:
+            self.report.notes += notes
         found = sorted({*found, *self.bridged})
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
@@ -326,7 +327,7 @@ class _Job:
         changed = [t for t in at if not torch.equal(outcome.masks[t], self.masks[t])]
         self._describe(before, after, outcome.masks, dict.fromkeys(changed, ""))
         self.report.outcome = "The propagator was tuned as the paper prints it; nothing guards this mode."
-        self.report.repainted = list(range(len(self.frames)))
+        self.report.repainted = self._repainted(outcome.inpainted)
         self._measure()
         return Refinement(*self._where_given(outcome.masks, outcome.inpainted), self.tuned, before, after, self.report)
 
@@ -339,7 +340,9 @@ class _Job:
         if not self.report.accepted:
             return self._unchanged("Something is left, but no correction made the picture better.", before)
         self.report.outcome = f"The masks of {len(self.report.accepted)} frames were corrected."
-        self.report.repainted = [t for t in range(len(inpainted)) if not torch.equal(inpainted[t], self.inpainted[t])]
+        if self.propagator is not None:
+            self.report.notes += bridged_in([t for t in self.report.accepted if t in self.bridged], self.propagator)
+        self.report.repainted = self._repainted(inpainted)
         self._measure()
         results = self._where_given(masks, inpainted)
         return Refinement(*results, self.tuned or self.propagator, before, after, self.report)
@@ -347,6 +350,12 @@ class _Job:
     def _where_given(self, masks: Tensor, inpainted: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and pictures on the devices of those that were given."""
         return masks.to(self.given[0].device), inpainted.to(self.given[1].device)
+    def _repainted(self, inpainted: Tensor) -> list[int]:
+        """Frames whose picture is another than the given one."""
+        return [
+            t for t, (old, new) in enumerate(zip(self.inpainted, inpainted, strict=True)) if not torch.equal(old, new)
+        ]
+
 
     def _describe(self, before: Residue, after: Residue, masks: Tensor, reasons: dict[int, str]) -> None:
         areas = (masks > 0.5).flatten(1).sum(1) / (self.masks > 0.5).flatten(1).sum(1).clamp(min=1)
