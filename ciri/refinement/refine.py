@@ -40,6 +40,7 @@ from ciri.refinement.weight_space import tune
 from ciri.residue.base import Removal, ResidueDetector
 from ciri.residue.crops import boxes_of_clip, share_of_box
 from ciri.residue.detect import Residue
+from ciri.shots import in_place
 
 #: Frames whose masks are descended, those with most residue left: a step costs three looks at each.
 MOST_DESCENDED = 8
@@ -174,14 +175,14 @@ class _Job:
             removal = Removal(self.frames, self.masks, self.inpainted)
             watch = Watch(self.detector, template, boxes, removal, least_threshold(self.detector), self.settings.seed)
             at = [t for t, box in enumerate(boxes) if box is not None]
-            seen = watch.look(self.inpainted[at], at, self.clock.watched(on_step))
-            residue = updated(replace(self.nothing, boxes=boxes), at, seen)
+            answers = watch.answers(self.inpainted[in_place(at)], at, self.clock.watched(on_step))
+            residue = updated(replace(self.nothing, boxes=boxes), at, watch.residue(answers, at))
             known = self.first_index
             hidden = growth.shown_by(self.first_mask[None], self.settings.grow)[0]
             threshold = threshold_of(self.detector, residue, known, hidden)
             if threshold > watch.threshold:
                 watch = replace(watch, threshold=threshold)
-                residue = updated(residue, at, watch.look(self.inpainted[at], at))
+                residue.scores[at] = watch.scores(answers, at)
             return watch, residue
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
@@ -189,7 +190,7 @@ class _Job:
         share = share_of_box(self.first_mask)
         found = [t for t in suspects(before, watch.threshold, share) if t not in self.fixed]
         with self.clock.stage("masks"):
-            progress = self.clock.watched(part(on_step, 0.15, 0.3))
+            progress = self.clock.watched(part(on_step, 0.15, 0.25))
             self.bridged, notes = mend(self.frames, self.masks, found, self.fixed, self.propagator, progress)
         if self.propagator is None:
             self.report.notes += notes
@@ -198,7 +199,7 @@ class _Job:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
         reasons = dict.fromkeys(found, "")
-        grown = self._propose(watch, before, reasons)
+        grown = self._propose(watch, before, reasons, part(on_step, 0.25, 0.3))
         changed = [t for t in found if not reasons[t]]
         if not changed:
             self._describe(before, before, self.masks, reasons)
@@ -217,15 +218,16 @@ class _Job:
 
     # ------------------------------------------------------------------------------------------ stages
 
-    def _propose(self, watch: Watch, before: Residue, reasons: dict[int, str]) -> Tensor:
+    def _propose(self, watch: Watch, before: Residue, reasons: dict[int, str], on_step: OnStep) -> Tensor:
         """Masks (T, 1, H, W) that cover the residue of the suspicious frames too; reasons where they do not."""
         grown = self.masks.clone()
         usual = growth.usual_area(self.masks, self.first_mask)
         with self.clock.stage("masks"):
             looks = Looks(self.frames[self.first_index], self.first_mask)
             company = Company(self.frames, self.masks)
-            for t in reasons:
-                self.clock.check()
+            step = self.clock.watched(on_step)
+            for done, t in enumerate(reasons):
+                step(done, len(reasons))
                 box = watch.box(t)
                 area = int((self.masks[t] > 0.5).sum())
                 if t in self.bridged:
@@ -267,11 +269,12 @@ class _Job:
     ) -> Tensor:
         """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
         weights = self.report.mode == "weights"
+        before_steps, steps = self.clock.watched(part(on_step, 0, 0.3)), part(on_step, 0.3, 1)
         if self.settings.mode == "auto":
             return grown
         if not weights:
             least = SUSPICIOUS_PAIR * (1 - watch.threshold) * share_of_box(self.first_mask)
-            seen = watch.look(painted[changed], changed)
+            seen = watch.look(painted[changed], changed, before_steps)
             self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
             worst = sorted(changed, key=lambda t: -float(self.known[t][1]))[:MOST_DESCENDED]
             changed = sorted(t for t in worst if self.known[t][1] > least)
@@ -288,11 +291,11 @@ class _Job:
         refined = grown.clone()
 
         def after_step(done: int) -> bool:
-            on_step(done, total)
+            steps(done, total)
             return self.clock.left() > reserve
 
         if weights:
-            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step)
+            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step, before_steps)
             refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
             self.report.notes += tuned.notes
         else:
@@ -347,15 +350,15 @@ class _Job:
         results = self._where_given(masks, inpainted)
         return Refinement(*results, self.tuned or self.propagator, before, after, self.report)
 
-    def _where_given(self, masks: Tensor, inpainted: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks and pictures on the devices of those that were given."""
-        return masks.to(self.given[0].device), inpainted.to(self.given[1].device)
     def _repainted(self, inpainted: Tensor) -> list[int]:
         """Frames whose picture is another than the given one."""
         return [
             t for t, (old, new) in enumerate(zip(self.inpainted, inpainted, strict=True)) if not torch.equal(old, new)
         ]
 
+    def _where_given(self, masks: Tensor, inpainted: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks and pictures on the devices of those that were given."""
+        return masks.to(self.given[0].device), inpainted.to(self.given[1].device)
 
     def _describe(self, before: Residue, after: Residue, masks: Tensor, reasons: dict[int, str]) -> None:
         areas = (masks > 0.5).flatten(1).sum(1) / (self.masks > 0.5).flatten(1).sum(1).clamp(min=1)

@@ -63,29 +63,45 @@ class Watch:
         assert box is not None
         return box
 
-    @torch.no_grad()
     def look(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> Residue:
         """Return the residue in some frames (n, 3, H, W); the lists are n long, in the order of ``at``."""
-        size = (frames.shape[2], frames.shape[3])
-        maps, scores = torch.zeros(len(at), 1, *size), torch.zeros(len(at))
-        boxes = [self.box(t) for t in at]
-
-        def one(part: slice) -> None:
-            logits = self.logits(frames[part], at[part], boxes[part])
-            scores[part] = score(logits, boxes[part], size, self.threshold).cpu()
-            for i, response in zip(range(len(at))[part], logits.sigmoid().cpu(), strict=True):
-                maps[i] = paste_map(response, search_window(boxes[i]), size)
-
-        in_batches(len(at), one, on_step=on_step)
-        return Residue(maps, scores, list(boxes))
+        return self.residue(self.answers(frames, at, on_step), at)
 
     @torch.no_grad()
-    def judge(self, frames: Tensor, at: Sequence[int]) -> Tensor:
+    def answers(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> list[Tensor]:
+        """Return the detector's logits (1, h, w) for each of some frames (n, 3, H, W), on the CPU."""
+        found: list[Tensor] = []
+
+        def one(part: slice) -> None:
+            found.extend(self.logits(frames[part], at[part]).cpu())
+
+        in_batches(len(at), one, on_step=on_step)
+        return found
+
+    def residue(self, answers: Sequence[Tensor], at: Sequence[int]) -> Residue:
+        """What the detector's answers to the frames ``at`` come to."""
+        boxes, size = [self.box(t) for t in at], self.size
+        maps = torch.zeros(len(at), 1, *size)
+        for i, (answer, box) in enumerate(zip(answers, boxes, strict=True)):
+            maps[i] = paste_map(answer.sigmoid(), search_window(box), size)
+        return Residue(maps, self.scores(answers, at), list(boxes))
+
+    def scores(self, answers: Sequence[Tensor], at: Sequence[int]) -> Tensor:
+        """The scores (n,) of :meth:`residue`: what is above the threshold of this clip."""
+        found = [score(a[None], [self.box(t)], self.size, self.threshold) for a, t in zip(answers, at, strict=True)]
+        return torch.cat(found) if found else torch.zeros(0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frames."""
+        return self.removal.filmed.shape[2], self.removal.filmed.shape[3]
+
+    @torch.no_grad()
+    def judge(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> Tensor:
         """Return scores (n,) averaged over jittered views: a mask that fools one crop does not fool three.
 
         The views of a frame are the same at every call.
         """
-        size = (frames.shape[2], frames.shape[3])
         total = torch.zeros(len(at))
         for view in range(JITTERED_VIEWS):
             boxes = [self._jittered(t, view) for t in at]
@@ -94,7 +110,7 @@ class Watch:
                 logits = self.logits(frames[part], at[part], boxes[part])
                 # in areas of the true box: a jittered one would change the unit
                 unit = torch.tensor([_area(b) / _area(self.box(t)) for b, t in zip(boxes[part], at[part], strict=True)])
-                total[part] += score(logits, boxes[part], size, self.threshold).cpu() * unit
+                total[part] += score(logits, boxes[part], self.size, self.threshold).cpu() * unit
 
             in_batches(len(at), one, on_step=part(on_step, view / JITTERED_VIEWS, (view + 1) / JITTERED_VIEWS))
         return total / JITTERED_VIEWS
