@@ -132,7 +132,12 @@ def run(args: argparse.Namespace) -> None:
         true_masks=args.true_masks,
         refined=args.refine,
     )
-    methods += [Method("", name) for name, _ in args.results]
+    for name, _ in args.results:
+        if name in {method.backbone for method in methods}:
+            raise EvaluationError(
+                f"--results {name}: this name is taken, by a backbone or by other results. Give another."
+            )
+        methods.append(Method("", name))
     if not methods:
         raise EvaluationError("Nothing to compare: " + " ".join(notes))
     settings = Settings(args.frames, args.grow, args.feather)
