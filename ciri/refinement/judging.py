@@ -113,8 +113,15 @@ class Judge:
         return updated(seen, at, self.watch.look(new[rows], at, on_step))
 
     def _show(self, at: list[int], masks: Tensor) -> Tensor:
+        """The painted pictures (n, 3, H, W), shown under these masks only."""
         p = self.pictures
-        return shown_under(p.frames[at], p.painted[at], p.grown[at], masks[at], self.settings)
+        shown = p.painted[at]
+        for i, t in enumerate(at):
+            # one at a time: mixing takes several times the memory of what is mixed
+            if not torch.equal(masks[t], p.grown[t]):
+                frame, painted, wide, narrow = (x[t : t + 1] for x in (p.frames, p.painted, p.grown, masks))
+                shown[i] = shown_under(frame, painted, wide, narrow, self.settings)[0]
+        return shown
 
     def _masks_that_hold(self, refined: Tensor, most: dict[int, float], reasons: dict[int, str]) -> Tensor:
         masks = self.pictures.masks.clone()

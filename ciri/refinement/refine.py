@@ -208,8 +208,7 @@ class _Job:
             progress = self.clock.watched(part(on_step, 0.3, 0.7))
             painted = repaint(self.frames, grown, self.inpainted, changed, self.backbone, self.settings, progress)
         with self.clock.stage("descent"):
-            quiet = before.maps <= watch.threshold
-            refined = self._descend(watch, painted, grown, changed, quiet, part(on_step, 0.7, 0.85))
+            refined = self._descend(watch, painted, grown, changed, before, part(on_step, 0.7, 0.85))
         pictures = Pictures(self.frames, self.masks, self.inpainted, grown, painted)
         with self.clock.stage("judging"):
             judge = Judge(watch, before, pictures, self.settings, self.clock, self.known, self.bridged, share)
@@ -265,7 +264,7 @@ class _Job:
         return grown
 
     def _descend(
-        self, watch: Watch, painted: Tensor, grown: Tensor, changed: list[int], quiet: Tensor, on_step: OnStep
+        self, watch: Watch, painted: Tensor, grown: Tensor, changed: list[int], before: Residue, on_step: OnStep
     ) -> Tensor:
         """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
         weights = self.report.mode == "weights"
@@ -284,7 +283,8 @@ class _Job:
         looks = None
         if self.features is not None:
             looks = comparisons(self.features, self.clip, self.masks, watch, changed)
-        scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet[changed], looks)
+        quiet = before.maps[changed] <= watch.threshold
+        scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet, looks)
         # judging takes about twice the first look; it has to fit in as well
         reserve = 2 * self.clock.seconds["detection"]
         total = self.settings.epochs * len(changed) if weights else self.settings.epochs

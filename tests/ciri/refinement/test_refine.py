@@ -263,6 +263,22 @@ def test_the_budget_counts_to_the_step(monkeypatch):
     assert all(readings)
 
 
+def test_pictures_are_mixed_one_at_a_time_and_only_where_masks_differ(monkeypatch):
+    from ciri.refinement import judging
+    from ciri.refinement import refine as refining
+
+    scene = Scene(count=11)
+    masks = scene.cut(at=range(1, 11))
+    mixed = []
+    original = judging.shown_under
+    monkeypatch.setattr(judging, "shown_under", lambda *given: mixed.append(len(given[0])) or original(*given))
+    run(scene, masks, Oracle(scene))
+    assert not mixed
+    monkeypatch.setattr(refining._Job, "_descend", lambda self, watch, painted, grown, *more: 0.9 * grown)
+    result, _ = run(scene, masks, Oracle(scene))
+    assert result.report.accepted and mixed and set(mixed) == {1}
+
+
 def test_peak_memory_is_reported():
     scene = Scene()
     result, _ = run(scene, scene.cut(), Oracle(scene))
