@@ -61,7 +61,7 @@ class DetectResidue(io.ComfyNode):
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="One number per frame, as a list: 0 is clean, 0.1 a tenth of the object's size.",
+                    tooltip="One number per frame, as a list: 0 is clean, 0.1 a tenth of the object's box for sure.",
                 ),
                 io.String.Output(
                     "report", display_name="report", tooltip="The numbers, and which frames are suspicious."
@@ -107,7 +107,7 @@ def describe_residue(found: Residue, detector: ResidueDetector, share: float, no
     summary = f"Something of the object seems to be left in frames {ranges(at)}." if at else "Nothing seems to be left."
     remarks = [
         summary,
-        "Scores are in object sizes: 0 is clean, 0.1 a tenth of the object. "
+        "Scores are in sizes of the object's box: 0 is clean, 0.1 a tenth of it, surely seen. "
         f"Responses below {detector.threshold:.2f} count as nothing.",
         *([f"Nothing was looked for in frames {ranges(unseen)}: the object was not there."] if unseen else []),
         *notes,
