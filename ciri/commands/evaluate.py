@@ -140,6 +140,10 @@ def run(args: argparse.Namespace) -> None:
         methods.append(Method("", name))
     if not methods:
         raise EvaluationError("Nothing to compare: " + " ".join(notes))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"--out {args.out} cannot be made a folder: {error.strerror or error}.") from None
     settings = Settings(args.frames, args.grow, args.feather)
     runner = Runner(args.out, models, settings, load_metrics(args, models), dict(args.results), args.fresh)
     with shared.progress("evaluating") as bar:

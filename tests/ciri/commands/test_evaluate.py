@@ -52,6 +52,7 @@ def test_without_clean_clips(tmp_path, capsys):
         (["--i3d", "missing.pt"], "missing.pt cannot be read"),
         (["--lpips", "missing.pt"], "missing.pt cannot be read"),
         (["--device", "cuda:99"], "is not there"),
+        (["--out", __file__], "test_evaluate.py cannot be made a folder"),
         (["--results", "flow=made"], "--results flow: this name is taken"),
         (["--results", "other=made", "--results", "other=made_too"], "--results other: this name is taken"),
     ],
