@@ -34,7 +34,7 @@ from ciri.refinement.paper import as_printed
 from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
-from ciri.refinement.settings import RefinementSettings
+from ciri.refinement.settings import TUNING, RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of, updated
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import Removal, ResidueDetector
@@ -150,7 +150,7 @@ class _Job:
 
     def run(self, on_step: OnStep) -> Refinement:
         """All stages."""
-        if self.settings.mode in ("weights", "paper"):
+        if self.settings.mode in TUNING:
             self._refinable()  # before any work is done
         if self.detector is None:
             return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
