@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ciri.numbering import ranges
 from ciri.propagation.base import MaskTrack
 
 
@@ -42,14 +43,3 @@ def rows_of_ten(values: Tensor, digits: int) -> list[str]:
 def as_list(text: str) -> str:
     """Lines of plain text as a list of Markdown, which would otherwise run them together."""
     return "\n".join(f"- {line.strip()}" for line in text.splitlines() if line.strip())
-
-
-def ranges(numbers: list[int]) -> str:
-    """Shorten sorted numbers: [3, 4, 5, 9] is "3-5, 9"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

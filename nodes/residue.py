@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
+from ciri.numbering import ranges
 from ciri.refinement.watch import suspects
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import share_of_box
@@ -23,7 +24,7 @@ from ._adapt import (
     to_masks,
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, heat_preview, video_preview
-from ._report import ranges, rows_of_ten
+from ._report import rows_of_ten
 
 
 class DetectResidue(io.ComfyNode):
@@ -103,13 +104,11 @@ class DetectResidue(io.ComfyNode):
 def describe_residue(found: Residue, detector: ResidueDetector, share: float, notes: list[str]) -> str:
     """Say which frames are suspicious, for a target that fills so much of its box; then notes and every score."""
     at, highest = suspects(found, detector.threshold, share), int(found.scores.argmax())
-    unseen = [t for t, box in enumerate(found.boxes) if box is None]
     summary = f"Something of the object seems to be left in frames {ranges(at)}." if at else "Nothing seems to be left."
     remarks = [
         summary,
         "Scores are in sizes of the object's box: 0 is clean, 0.1 a tenth of it, surely seen. "
         f"Responses below {detector.threshold:.2f} count as nothing.",
-        *([f"Nothing was looked for in frames {ranges(unseen)}: the object was not there."] if unseen else []),
         *notes,
     ]
     return "\n".join(
