@@ -34,6 +34,9 @@ LEAST_TARGET = 24
 #: itself, not of its box, of which a rider on a bicycle fills a third; and for a residue that is seen for certain: what
 #: a pixel can score at most is 1 - tau.
 SUSPICIOUS, SUSPICIOUS_PAIR = 0.12, 0.06
+#: The second counts only in clips where a frame reaches the first, or two in a row reach this: of a part that is really
+#: left, more shows somewhere.
+CERTAIN_PAIR = 0.09
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _area(box: Box) -> int:
 
 
 def suspects(residue: Residue, threshold: float = 0.0, share: float = 1.0) -> list[int]:
-    """Frames whose score says that something is left: clearly, or a little in two frames running.
+    """Frames whose score says that something is left: clearly, or a little in two frames running of such a clip.
 
     Args:
         residue: of the clip.
@@ -173,12 +176,16 @@ def suspects(residue: Residue, threshold: float = 0.0, share: float = 1.0) -> li
         share: of its box that the target fills (:func:`ciri.residue.crops.share_of_box`).
     """
     scores = (residue.scores / (1 - threshold) / share).tolist()
-    clear = [s > SUSPICIOUS for s in scores]
-    faint = [s > SUSPICIOUS_PAIR for s in scores]
-    beside = [
-        faint[t] and ((t > 0 and faint[t - 1]) or (t + 1 < len(scores) and faint[t + 1])) for t in range(len(scores))
-    ]
-    return [t for t in range(len(scores)) if clear[t] or beside[t]]
+    clear = {t for t, score in enumerate(scores) if score > SUSPICIOUS}
+    if not (clear or _pairs(scores, CERTAIN_PAIR)):
+        return []
+    return sorted(clear | _pairs(scores, SUSPICIOUS_PAIR))
+
+
+def _pairs(scores: Sequence[float], least: float) -> set[int]:
+    """The frames above a score that have a neighbour above it."""
+    above = {t for t, score in enumerate(scores) if score > least}
+    return {t for t in above if above & {t - 1, t + 1}}
 
 
 def updated(residue: Residue, at: Sequence[int], new: Residue) -> Residue:
