@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ciri.errors import OutOfMemoryError
 from ciri.inactivation.fusion import spared
 from ciri.inpainting.base import Backbone
+from ciri.out_of_memory import is_out_of_memory
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.engine import MemoryPropagator
@@ -163,6 +165,13 @@ class _Job:
             missed = "the propagator was tuned" if paper else "anything could be judged"
             budget = f"The time budget of {self.settings.time_budget:g} s"
             return self._unchanged(f"{budget} ended before {missed}.", before)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if self.settings.mode not in TUNING or not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"Memory ran out in refinement mode '{self.settings.mode}', which tunes a network. Use mode 'auto', "
+                "smaller frames, or the device 'cpu'."
+            ) from error
 
     def _look(self, on_step: OnStep) -> tuple[Watch, Residue]:
         """Look at the whole clip once."""
