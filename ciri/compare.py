@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ciri.errors import CiriError, ClipError
 from ciri.frames import ASPECT_TOLERANCE, grow_mask
+from ciri.progress import OnStep, ignore
 
 MODES = ("side by side", "stacked", "wipe", "sweep", "difference")
 
@@ -33,6 +34,7 @@ def overlay(
     colour: tuple[float, float, float] = MAGENTA,
     opacity: float = 0.45,
     outline: int = 2,
+    on_step: OnStep = ignore,
 ) -> Tensor:
     """Tint the masked region and draw its outline.
 
@@ -42,6 +44,7 @@ def overlay(
         colour: red, green, blue in [0, 1].
         opacity: of the tint where the mask is 1; it falls with the mask.
         outline: width in pixels of the line just outside what exceeds 0.5; 0 draws none.
+        on_step: called after each frame; may raise to stop.
 
     Returns:
         float32 (T, 3, H, W); where a mask is 0 and no outline runs, the input pixel bit for bit.
@@ -55,6 +58,7 @@ def overlay(
             solid = (mask[None] > 0.5).float()
             tinted = torch.where((grow_mask(solid, outline) > solid)[0], paint, tinted)
         result[index] = tinted
+        on_step(index + 1, len(frames))
     return result
 
 
@@ -66,6 +70,7 @@ def compare(
     labels: tuple[str, str] = ("", ""),
     wipe: float = 0.5,
     gain: float = 4.0,
+    on_step: OnStep = ignore,
 ) -> Tensor:
     """Show two clips in one.
 
@@ -77,6 +82,7 @@ def compare(
         labels: words written over either clip; Latin letters. Nothing is written over a difference.
         wipe: position of the line in "wipe", 0 (left) to 1 (right).
         gain: factor of the difference, so that small ones can be seen.
+        on_step: called after each frame; may raise to stop.
 
     Returns:
         float32 (T, 3, H', W') in [0, 1]; H' and W' are even, as video codecs ask, an odd side loses its last row. In
@@ -104,6 +110,7 @@ def compare(
         else:
             position = wipe if mode == "wipe" else _sweep(index / count)
             _show_wiped(shown, a, b, inks, round(min(max(position, 0.0), 1.0) * width))
+        on_step(index + 1, count)
     return result
 
 

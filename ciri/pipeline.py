@@ -99,10 +99,13 @@ def remove_object(
 
     Raises:
         ClipError, MaskError: the frames or the masks cannot be used; ``keep`` with ``masks``, or ``bridge`` without.
-        CiriError: refinement without a detector, bridging without a propagator.
+        CiriError: refinement without a detector, or in a mode that this propagator does not allow; bridging without a
+            propagator.
     """
     if refine is not None and detector is None:
         raise CiriError("Refinement needs a residue detector that says what is left; give one, or leave refine out.")
+    if refine is not None:
+        _check_refinable(refine, propagator)
     if masks is not None and keep is not None:
         raise MaskError("Masks for every frame say what stays, too: leave keep out, and erase it in the masks.")
     if bridge and masks is None:
@@ -155,6 +158,15 @@ def remove_object(
             frames, first_mask, keys, removal, backbone, detector, propagator, settings, part(whole, _REFINED_FROM, 1)
         )
     return removal
+
+
+def _check_refinable(settings: RefinementSettings, propagator: Propagator | None) -> None:
+    """Raise CiriError if this mode tunes weights that the propagator has not, before minutes are spent on the rest."""
+    from ciri.refinement.decoder_inputs import refinable
+    from ciri.refinement.settings import TUNING
+
+    if settings.mode in TUNING:
+        refinable(propagator, settings.mode)
 
 
 def _bridged(frames: Tensor, track: MaskTrack, propagator: Propagator | None, on_step: OnStep) -> MaskTrack:

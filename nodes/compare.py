@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ciri.compare import MAGENTA, MODES, compare, overlay
 
-from ._adapt import CATEGORY, choose, plain_errors, to_clip, to_image, to_masks
+from ._adapt import CATEGORY, choose, plain_errors, progress, to_clip, to_image, to_masks
 from ._preview import GREEN, video_preview
 
 COLOURS = {
@@ -65,7 +65,7 @@ class MaskOverlay(io.ComfyNode):
         frames = to_clip(images)
         paint = COLOURS[choose(colour, list(COLOURS), "The colour")]
         checked, _ = to_masks(masks, frames, what="mask")
-        tinted = overlay(frames, checked, colour=paint, opacity=opacity, outline=outline)
+        tinted = overlay(frames, checked, colour=paint, opacity=opacity, outline=outline, on_step=progress())
         return io.NodeOutput(to_image(tinted), ui=video_preview(tinted, fps))
 
 
@@ -137,7 +137,7 @@ class CompareVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         labels = (first_label, second_label)
         a, b = to_clip(first, what="first clip"), to_clip(second, what="second clip")
-        shown = compare(a, b, mode, labels=labels, wipe=wipe, gain=gain)
+        shown = compare(a, b, mode, labels=labels, wipe=wipe, gain=gain, on_step=progress())
         return io.NodeOutput(to_image(shown), ui=video_preview(shown, fps))
 
 

@@ -62,7 +62,7 @@ class DetectResidue(io.ComfyNode):
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="One number per frame, as a list: 0 is clean, 0.1 a tenth of the object's size.",
+                    tooltip="One number per frame, as a list: 0 is clean, 0.1 a tenth of the object's box for sure.",
                 ),
                 io.String.Output(
                     "report", display_name="report", tooltip="The numbers, and which frames are suspicious."
@@ -104,13 +104,11 @@ class DetectResidue(io.ComfyNode):
 def describe_residue(found: Residue, detector: ResidueDetector, share: float, notes: list[str]) -> str:
     """Say which frames are suspicious, for a target that fills so much of its box; then notes and every score."""
     at, highest = suspects(found, detector.threshold, share), int(found.scores.argmax())
-    unseen = [t for t, box in enumerate(found.boxes) if box is None]
     summary = f"Something of the object seems to be left in frames {ranges(at)}." if at else "Nothing seems to be left."
     remarks = [
         summary,
-        "Scores are in object sizes: 0 is clean, 0.1 a tenth of the object. "
+        "Scores are in sizes of the object's box: 0 is clean, 0.1 a tenth of it, surely seen. "
         f"Responses below {detector.threshold:.2f} count as nothing.",
-        *([f"Nothing was looked for in frames {ranges(unseen)}: the object was not there."] if unseen else []),
         *notes,
     ]
     return "\n".join(

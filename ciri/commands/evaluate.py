@@ -132,9 +132,18 @@ def run(args: argparse.Namespace) -> None:
         true_masks=args.true_masks,
         refined=args.refine,
     )
-    methods += [Method("", name) for name, _ in args.results]
+    for name, _ in args.results:
+        if name in {method.backbone for method in methods}:
+            raise EvaluationError(
+                f"--results {name}: this name is taken, by a backbone or by other results. Give another."
+            )
+        methods.append(Method("", name))
     if not methods:
         raise EvaluationError("Nothing to compare: " + " ".join(notes))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"--out {args.out} cannot be made a folder: {error.strerror or error}.") from None
     settings = Settings(args.frames, args.grow, args.feather)
     runner = Runner(args.out, models, settings, load_metrics(args, models), dict(args.results), args.fresh)
     with shared.progress("evaluating") as bar:

@@ -2,7 +2,8 @@
 
 The errors are those that trackers make, at five strengths each. :mod:`ciri.training.masks` draws such errors at random
 to train with; a benchmark needs the same error for every method, growing in even steps, so nothing here is random
-except the shapes of leaks, which the seed fixes. The first mask, which a person painted, always stays true.
+except the shapes of leaks, which the seed fixes. The first mask that shows the target, which a person painted, always
+stays true.
 
 Masks are bool (T, H, W), True = target.
 """
@@ -38,7 +39,8 @@ def degrade(masks: Masks, kind: str, strength: int) -> Masks:
     if strength == 0 or not masks.any():
         return masks
     wrong = KINDS[kind](masks, strength)
-    wrong[0] = masks[0]
+    first = int(masks.any((1, 2)).argmax())
+    wrong[first] = masks[first]
     return wrong
 
 

@@ -222,8 +222,9 @@ def _method(report: Report) -> str:
     meanings = "".join(f"<dt>{escape(_group(c) + c.title)}</dt><dd>{escape(c.meaning)}</dd>" for c in columns)
     machine = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.machine.items())
     return (
-        f"<h2>What the numbers mean</h2><p>Means over all frames of all clips; frames without a target have no local "
-        f"value.{escape(shares_text(report))}</p><dl>{meanings}</dl>"
+        "<h2>What the numbers mean</h2><p>Means over all frames of all clips, of E_warp and J&amp;F over each clip's "
+        "frames and then over clips; frames without a target have no local value."
+        f"{escape(shares_text(report))}</p><dl>{meanings}</dl>"
         f"<h2>Made with</h2><dl>{machine}</dl><p><code>{escape(report.command)}</code></p>"
     )
 

@@ -180,8 +180,10 @@ class CaseRun:
             files = sorted(folder.iterdir()) if folder.is_dir() else []
             return key_of(self.stamp, stamp_of(files), runner.networks.lpips is not None)
         weights = runner.models.stamp("backbone", method.backbone)
+        # refinement asks a propagator also where the masks are the true ones
+        masks = [*self._mask_stamp(method.masks), *(self._mask_stamp(method.carrier) if method.refined else [])]
         return key_of(
-            *(self.stamp, asdict(method), asdict(runner.settings), weights, self._mask_stamp(method.masks)),
+            *(self.stamp, asdict(method), asdict(runner.settings), weights, masks),
             *(runner.models.stamp("residue", method.refined), runner.networks.lpips is not None),
         )
 

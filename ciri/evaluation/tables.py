@@ -172,11 +172,18 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
             values[f"{name}_eval"] = vfid(own, region, "evaluation")
         # a mean of means as well: the other convention in use weighs every clip alike
         per_case = {record.case: pooled([record]) for record in own}
-        values["psnr_by_case"] = mean(v["psnr"] for v in per_case.values() if v.get("psnr") is not None)
+        values["psnr_by_case"] = _by_case(per_case, "psnr")
+        # as their authors define them
+        values |= {name: _by_case(per_case, name) for name in ("jf", *_FACTORS)}
         if method.masks == TRUE_MASKS:
             values["jf"] = None
         rows.append(Row(method, values, per_case))
     return sorted(rows, key=lambda row: -(row.values.get("psnr_box") or -math.inf))
+
+
+def _by_case(per_case: dict[str, dict[str, Any]], name: str) -> float | None:
+    """The mean of every clip's own mean."""
+    return mean(value for values in per_case.values() if (value := values.get(name)) is not None)
 
 
 def worst_first(rows: Sequence[Row], cases: Sequence[str]) -> list[str]:

@@ -51,11 +51,10 @@ def motion_from_flows(forward: Tensor, backward: Tensor, *, on_step: OnStep = ig
 
     ``on_step`` is called after each pair of frames; it may raise to stop.
     """
-    forward = forward.double()
     occluded = torch.zeros_like(forward[:, :1], dtype=torch.bool)
-    # pair by pair: the intermediate results of a whole clip would cost many times its memory
+    # pair by pair, in double precision too: for a whole clip that would cost many times its memory
     for t in range(len(forward)):
-        occluded[t : t + 1] = _occluded(forward[t : t + 1], backward[t : t + 1].double())
+        occluded[t : t + 1] = _occluded(forward[t : t + 1].double(), backward[t : t + 1].double())
         on_step(t + 1, len(forward))
     return Motion(forward, occluded)
 
@@ -84,6 +83,7 @@ def warping_error(result: Tensor, motion: Motion, masks: Tensor | None = None, *
     check_pair(result, result)
     errors = []
     for t, (flow, occluded) in enumerate(zip(motion.forward, motion.occluded, strict=True)):
+        flow = flow.double()
         following = warp(result[t + 1 : t + 2].double(), flow[None])[0]
         valid = ~occluded[0]
         if masks is not None:

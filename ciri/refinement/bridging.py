@@ -74,8 +74,13 @@ def mend(
         said = f"Masks seem to drop out in frames {ranges(sorted(dropped))}: with a propagator they would be bridged."
         return {}, [said] if dropped else []
     mended = bridge(frames, masks, dropped.union(short_runs(dropped.union(suspicious))), propagator, on_step)
-    said = f"Masks had dropped out in frames {ranges(list(mended))}: {propagator.name} bridged them from those around."
-    return mended, [said] if mended else []
+    return mended, bridged_in(list(mended), propagator)
+
+
+def bridged_in(frames: Sequence[int], propagator: Propagator) -> list[str]:
+    """The sentence about frames, in order, whose masks were bridged; none where there are none."""
+    said = f"Masks had dropped out in frames {ranges(frames)}: {propagator.name} bridged them from those around."
+    return [said] if frames else []
 
 
 def bridge(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ciri.errors import CiriError
+from ciri.progress import OnStep, ignore
 from ciri.propagation.base import Propagator
 from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
 from ciri.propagation.engine import MemoryPropagator
@@ -93,7 +94,9 @@ def own_copy(propagator: MemoryPropagator) -> MemoryPropagator:
 
 
 @torch.no_grad()
-def record(propagator: MemoryPropagator, clip: Annotated, wanted: Sequence[int]) -> DecoderInputs:
+def record(
+    propagator: MemoryPropagator, clip: Annotated, wanted: Sequence[int], on_step: OnStep = ignore
+) -> DecoderInputs:
     """Propagate once from the annotated frame, and keep what the decoder gets in the wanted frames."""
     network = propagator.network
     assert isinstance(network, nn.Module)
@@ -109,12 +112,12 @@ def record(propagator: MemoryPropagator, clip: Annotated, wanted: Sequence[int])
     policy = replace(propagator.policy, crop_decoding=False)
     annotated = {clip.index: {0: clip.mask}}
     hints = propagator.hints(clip.frames, annotated, 1)
-    kept = DecoderInputs({}, {}, {}, geometry)
+    kept, done = DecoderInputs({}, {}, {}, geometry), 0
     for step in (1, -1):
         one = _RecordingPass(propagator.network, encoded, annotated, step, policy, units, hints)
         one.wanted, one.kept = set(wanted), kept
         for _ in one.run():
-            pass
+            on_step(done := done + 1, len(clip.frames) + 1)
     return kept
 
 

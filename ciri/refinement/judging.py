@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ciri.progress import OnStep, part
+from ciri.progress import OnStep, parts
 from ciri.refinement import acceptance
 from ciri.refinement.clock import Clock
 from ciri.refinement.product import shown_under
@@ -85,19 +85,18 @@ class Judge:
         """
         masks = self._masks_that_hold(refined, most, reasons)
         new = self._show(self.touched, masks)
-        seen = self._look(new, masks, part(on_step, 0, 0.5))
-        seen = self._parts_that_help(masks, new, seen, reasons)
-        on_step(3, 4)
-        self.clock.check()
+        first, second, third = (self.clock.watched(step) for step in parts(on_step, 3))
+        seen = self._look(new, masks, first)
+        seen = self._parts_that_help(masks, new, seen, reasons, second)
         changed = [t for t in self.touched if not torch.equal(masks[t], self.pictures.masks[t])]
-        keep = self._pictures_that_hold(new, changed, seen, reasons)
+        keep = self._pictures_that_hold(new, changed, seen, reasons, third)
         for t in changed:
             if t not in keep:
                 masks[t] = self.pictures.masks[t]
         inpainted = self.pictures.inpainted.clone()
         inpainted[keep] = new[self._rows(keep)]
         after = updated(self.before, keep, Residue(seen.maps[keep], seen.scores[keep], []))
-        on_step(4, 4)
+        on_step(1, 1)
         return masks, inpainted, after
 
     def _look(self, new: Tensor, masks: Tensor, on_step: OnStep) -> Residue:
@@ -109,13 +108,14 @@ class Judge:
             maps, scores = zip(*(self.known[t] for t in same), strict=True)
             seen = updated(seen, same, Residue(torch.stack(maps), torch.stack(scores), []))
         at = [t for t in self.touched if t not in same]
-        return updated(seen, at, self.watch.look(new[self._rows(at)], at, self.clock.watched(on_step)))
+        return updated(seen, at, self.watch.look(new[self._rows(at)], at, on_step))
 
     def _rows(self, at: list[int]) -> list[int]:
         """Where the new pictures of some touched frames are."""
         return [self.row[t] for t in at]
 
     def _show(self, at: list[int], masks: Tensor) -> Tensor:
+        """The painted pictures (n, 3, H, W), shown under these masks only."""
         p = self.pictures
         return shown_under(p.frames, p.painted, p.grown, masks, at, self.settings)
 
@@ -131,7 +131,9 @@ class Judge:
                 masks[t] = refined[t]
         return masks
 
-    def _parts_that_help(self, masks: Tensor, new: Tensor, seen: Residue, reasons: dict[int, str]) -> Residue:
+    def _parts_that_help(
+        self, masks: Tensor, new: Tensor, seen: Residue, reasons: dict[int, str], on_step: OnStep
+    ) -> Residue:
         """Take back every added part that was painted over in vain, in the masks and the pictures, in place."""
         trimmed = []
         for t in [t for t, reason in reasons.items() if not reason and t not in self.vouched]:
@@ -146,9 +148,11 @@ class Judge:
             return seen
         again = self._show(trimmed, masks)
         new[self._rows(trimmed)] = again
-        return updated(seen, trimmed, self.watch.look(again, trimmed))
+        return updated(seen, trimmed, self.watch.look(again, trimmed, on_step))
 
-    def _pictures_that_hold(self, new: Tensor, changed: list[int], seen: Residue, reasons: dict[int, str]) -> list[int]:
+    def _pictures_that_hold(
+        self, new: Tensor, changed: list[int], seen: Residue, reasons: dict[int, str], on_step: OnStep
+    ) -> list[int]:
         """The frames whose new picture is taken."""
         threshold = self.watch.threshold
         tolerated = acceptance.TOLERATED * (1 - threshold)
@@ -160,7 +164,8 @@ class Judge:
         falling = [t for t in tried if acceptance.falls_enough(was[t], now[t], threshold)]
         if falling:
             pictures = self.pictures.inpainted[falling], new[self._rows(falling)]
-            old, left = (self.watch.judge(x, falling).tolist() for x in pictures)
+            steps = parts(on_step, 2)
+            old, left = (self.watch.judge(x, falling, step).tolist() for x, step in zip(pictures, steps, strict=True))
             falling = [
                 t for t, a, b in zip(falling, old, left, strict=True) if acceptance.falls_enough(a, b, threshold)
             ]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciri.refinement.objective import Scene, frame_losses, to_logits
-from ciri.refinement.watch import Watch, in_batches
+from ciri.refinement.watch import Watch
+from ciri.residue.detect import in_batches
 
 #: Pixels of the frame per cell of the offset.
 CELL = 8
@@ -68,7 +69,7 @@ def refine_masks(
     moved = _spread(best, (height, width))
     refined = (start + moved).sigmoid()
     # the given values, bit for bit, where nothing moved
-    return torch.where(moved != 0, torch.minimum(refined, scene.grown.clamp(min=0.49)), scene.grown), done
+    return torch.where(moved != 0, torch.minimum(refined, scene.grown), scene.grown), done
 
 
 def _spread(offset: Tensor, size: tuple[int, int]) -> Tensor:

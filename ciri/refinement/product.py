@@ -91,6 +91,9 @@ def shown_under(
     result = frames.new_empty(len(at), *frames.shape[1:])
     # frame by frame: the intermediate results of a whole clip would cost several times its memory
     for shown, t in zip(result, at, strict=True):
+        if torch.equal(wide[t], narrow[t]):
+            shown.copy_(painted[t])
+            continue
         alpha, wanted = (soft_edges(x[t : t + 1], settings.grow, settings.feather)[1][0] for x in (wide, narrow))
         # the painted picture holds the share ``alpha`` of fill already
         share = torch.where(wanted >= alpha, torch.ones_like(alpha), wanted / alpha.clamp(min=1e-6))

@@ -10,6 +10,7 @@ Dimensions: T frames, n suspicious ones, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,15 +18,16 @@ from torch import Tensor
 
 from ciri.inactivation.fusion import spared
 from ciri.inpainting.base import Backbone
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement import growth
-from ciri.refinement.bridging import mend
+from ciri.refinement.bridging import bridged_in, mend
 from ciri.refinement.clock import Clock, TimeUpError
 from ciri.refinement.company import Company
 from ciri.refinement.decoder_inputs import Annotated, refinable
-from ciri.refinement.inputs import check, outside_inference
+from ciri.refinement.inputs import check, check_shape, outside_inference
 from ciri.refinement.judging import Judge, Pictures
 from ciri.refinement.looks import Looks
 from ciri.refinement.mask_space import refine_masks
@@ -34,7 +36,7 @@ from ciri.refinement.paper import as_printed
 from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
 from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
-from ciri.refinement.settings import RefinementSettings
+from ciri.refinement.settings import TUNING, RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of
 from ciri.refinement.weight_space import tune
 from ciri.residue.base import Removal, ResidueDetector
@@ -108,7 +110,9 @@ def refine(
     with torch.inference_mode(False), torch.no_grad():
         job = _Job(frames, first_mask, masks, inpainted, backbone, detector, propagator, settings, first_index)
         job.features, job.fixed = features, {first_index, *fixed}
-        job.kept = None if kept is None else outside_inference(kept).cpu()
+        if kept is not None:
+            job.kept = outside_inference(kept).cpu()
+            check_shape("masks of what is to stay", job.kept, job.masks)
         return job.run(on_step)
 
 
@@ -149,15 +153,21 @@ class _Job:
 
     def run(self, on_step: OnStep) -> Refinement:
         """All stages."""
-        if self.settings.mode in ("weights", "paper"):
+        tuning = self.settings.mode in TUNING
+        if tuning:
             self._refinable()  # before any work is done
         if self.detector is None:
             return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
         paper = self.settings.mode == "paper"
         before = self.nothing
+        shortage = (
+            f"Memory ran out in refinement mode '{self.settings.mode}', which tunes a network. Use mode 'auto', "
+            "smaller frames, or the device 'cpu'."
+        )
         try:
-            watch, before = self._look(part(on_step, 0, 0.1 if paper else 0.15))
-            return (self._as_printed if paper else self._improve)(watch, before, on_step)
+            with shortage_told(shortage) if tuning else nullcontext():
+                watch, before = self._look(part(on_step, 0, 0.1 if paper else 0.15))
+                return (self._as_printed if paper else self._improve)(watch, before, on_step)
         except TimeUpError:
             missed = "the propagator was tuned" if paper else "anything could be judged"
             budget = f"The time budget of {self.settings.time_budget:g} s"
@@ -175,13 +185,14 @@ class _Job:
             removal = Removal(self.frames, self.masks, self.inpainted)
             watch = Watch(self.detector, template, boxes, removal, least_threshold(self.detector), self.settings.seed)
             every = range(len(self.frames))
-            residue = watch.look(self.inpainted, every, self.clock.watched(on_step))
+            answers = watch.answers(self.inpainted, every, self.clock.watched(on_step))
+            residue = watch.residue(answers, every)
             known = self.first_index
             hidden = growth.shown_by(self.first_mask[None], self.settings.grow)[0]
             threshold = threshold_of(self.detector, residue, known, hidden)
             if threshold > watch.threshold:
                 watch = replace(watch, threshold=threshold)
-                residue = watch.look(self.inpainted, every)
+                residue = replace(residue, scores=watch.scores(answers, every))
             return watch, residue
 
     def _improve(self, watch: Watch, before: Residue, on_step: OnStep) -> Refinement:
@@ -189,15 +200,16 @@ class _Job:
         share = share_of_box(self.first_mask)
         found = [t for t in suspects(before, watch.threshold, share) if t not in self.fixed]
         with self.clock.stage("masks"):
-            progress = self.clock.watched(part(on_step, 0.15, 0.3))
+            progress = self.clock.watched(part(on_step, 0.15, 0.25))
             self.bridged, notes = mend(self.frames, self.masks, found, self.fixed, self.propagator, progress)
-        self.report.notes += notes
+        if self.propagator is None:
+            self.report.notes += notes
         found = sorted({*found, *self.bridged})
         if not found:
             return self._unchanged("Nothing of the target was found in the finished clip.", before)
         self.report.mode = "mask" if self.settings.mode == "auto" else self.settings.mode
         reasons = dict.fromkeys(found, "")
-        grown = self._propose(watch, before, reasons)
+        grown = self._propose(watch, before, reasons, part(on_step, 0.25, 0.3))
         changed = [t for t in found if not reasons[t]]
         if not changed:
             self._describe(before, before, self.masks, reasons)
@@ -206,8 +218,7 @@ class _Job:
             progress = self.clock.watched(part(on_step, 0.3, 0.7))
             painted = repaint(self.frames, grown, self.inpainted, changed, self.backbone, self.settings, progress)
         with self.clock.stage("descent"):
-            quiet = before.maps <= watch.threshold
-            refined = self._descend(watch, painted, grown, changed, quiet, part(on_step, 0.7, 0.85))
+            refined = self._descend(watch, painted, grown, changed, before, part(on_step, 0.7, 0.85))
         pictures = Pictures(self.frames, self.masks, self.inpainted, grown, painted)
         with self.clock.stage("judging"):
             judge = Judge(watch, before, pictures, self.settings, self.clock, self.known, self.bridged, share)
@@ -216,15 +227,16 @@ class _Job:
 
     # ------------------------------------------------------------------------------------------ stages
 
-    def _propose(self, watch: Watch, before: Residue, reasons: dict[int, str]) -> Tensor:
+    def _propose(self, watch: Watch, before: Residue, reasons: dict[int, str], on_step: OnStep) -> Tensor:
         """Masks (T, 1, H, W) that cover the residue of the suspicious frames too; reasons where they do not."""
         grown = self.masks.clone()
         usual = growth.usual_area(self.masks, self.first_mask)
         with self.clock.stage("masks"):
             looks = Looks(self.frames[self.first_index], self.first_mask)
             company = Company(self.frames, self.masks)
-            for t in reasons:
-                self.clock.check()
+            step = self.clock.watched(on_step)
+            for done, t in enumerate(reasons):
+                step(done, len(reasons))
                 box = watch.boxes[t]
                 area = int((self.masks[t] > 0.5).sum())
                 if t in self.bridged:
@@ -262,15 +274,16 @@ class _Job:
         return grown
 
     def _descend(
-        self, watch: Watch, painted: Tensor, grown: Tensor, changed: list[int], quiet: Tensor, on_step: OnStep
+        self, watch: Watch, painted: Tensor, grown: Tensor, changed: list[int], before: Residue, on_step: OnStep
     ) -> Tensor:
         """Masks (T, 1, H, W) after gradient descent; where the proposal left nothing, there is nothing to descend."""
         weights = self.report.mode == "weights"
+        before_steps, steps = self.clock.watched(part(on_step, 0, 0.3)), part(on_step, 0.3, 1)
         if self.settings.mode == "auto":
             return grown
         if not weights:
             least = SUSPICIOUS_PAIR * (1 - watch.threshold) * share_of_box(self.first_mask)
-            seen = watch.look(painted[changed], changed)
+            seen = watch.look(painted[changed], changed, before_steps)
             self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
             worst = sorted(changed, key=lambda t: -float(self.known[t][1]))[:MOST_DESCENDED]
             changed = sorted(t for t in worst if self.known[t][1] > least)
@@ -280,18 +293,19 @@ class _Job:
         looks = None
         if self.features is not None:
             looks = comparisons(self.features, self.clip, self.masks, watch, changed)
-        scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet[changed], looks)
+        quiet = before.maps[changed] <= watch.threshold
+        scene = Scene(changed, shown, painted[changed], self.masks[changed], grown[changed], quiet, looks)
         # judging takes about twice the first look; it has to fit in as well
         reserve = 2 * self.clock.seconds["detection"]
         total = self.settings.epochs * len(changed) if weights else self.settings.epochs
         refined = grown.clone()
 
         def after_step(done: int) -> bool:
-            on_step(done, total)
+            steps(done, total)
             return self.clock.left() > reserve
 
         if weights:
-            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step)
+            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step, before_steps)
             refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
             self.report.notes += tuned.notes
         else:
@@ -325,7 +339,7 @@ class _Job:
         changed = [t for t in every if not torch.equal(outcome.masks[t], self.masks[t])]
         self._describe(before, after, outcome.masks, dict.fromkeys(changed, ""))
         self.report.outcome = "The propagator was tuned as the paper prints it; nothing guards this mode."
-        self.report.repainted = list(range(len(self.frames)))
+        self.report.repainted = self._repainted(outcome.inpainted)
         self._measure()
         return Refinement(*self._where_given(outcome.masks, outcome.inpainted), self.tuned, before, after, self.report)
 
@@ -338,10 +352,18 @@ class _Job:
         if not self.report.accepted:
             return self._unchanged("Something is left, but no correction made the picture better.", before)
         self.report.outcome = f"The masks of {len(self.report.accepted)} frames were corrected."
-        self.report.repainted = [t for t in range(len(inpainted)) if not torch.equal(inpainted[t], self.inpainted[t])]
+        if self.propagator is not None:
+            self.report.notes += bridged_in([t for t in self.report.accepted if t in self.bridged], self.propagator)
+        self.report.repainted = self._repainted(inpainted)
         self._measure()
         results = self._where_given(masks, inpainted)
         return Refinement(*results, self.tuned or self.propagator, before, after, self.report)
+
+    def _repainted(self, inpainted: Tensor) -> list[int]:
+        """Frames whose picture is another than the given one."""
+        return [
+            t for t, (old, new) in enumerate(zip(self.inpainted, inpainted, strict=True)) if not torch.equal(old, new)
+        ]
 
     def _where_given(self, masks: Tensor, inpainted: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and pictures on the devices of those that were given."""

@@ -82,7 +82,7 @@ class RefinementReport:
             stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
             lines.append(f"Seconds: {self.total_seconds:.1f} ({stages}); gradient steps: {self.steps}.")
         if self.peak_bytes:
-            lines.append(f"Peak memory: {self.peak_bytes / 2**20:.0f} MiB.")
+            lines.append(f"Peak memory since the program began: {self.peak_bytes / 2**20:.0f} MiB.")
         return "\n".join(lines + self.notes)
 
     def _rows(self) -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ciri.errors import CiriError
 
 MODES = ("auto", "mask", "weights", "paper")
+#: Those that tune a propagator's weights.
+TUNING = ("weights", "paper")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Dimensions: T frames, n of them, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.errors import OutOfMemoryError
-from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import paste_map, search_window
-from ciri.residue.detect import Residue
+from ciri.residue.detect import Residue, in_batches
 from ciri.residue.score import score
 
-#: Frames that go through the detector together.
-BATCH = 8
 #: Share of the target's box that may answer beside the mask of the annotated frame, and the largest threshold.
 FALSE_SHARE, HIGHEST_THRESHOLD = 0.01, 0.95
 #: No mask is moved by a response below this, however sure of itself a detector is.
@@ -36,6 +32,9 @@ LEAST_TARGET = 24
 #: itself, not of its box, of which a rider on a bicycle fills a third; and for a residue that is seen for certain: what
 #: a pixel can score at most is 1 - tau.
 SUSPICIOUS, SUSPICIOUS_PAIR = 0.12, 0.06
+#: The second counts only in clips where a frame reaches the first, or two in a row reach this: of a part that is really
+#: left, more shows somewhere.
+CERTAIN_PAIR = 0.09
 
 
 @dataclass(frozen=True)
@@ -59,29 +58,45 @@ class Watch:
     threshold: float
     seed: int = 0
 
-    @torch.no_grad()
     def look(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> Residue:
         """Return the residue in some frames (n, 3, H, W); the lists are n long, in the order of ``at``."""
-        size = (frames.shape[2], frames.shape[3])
-        maps, scores = torch.zeros(len(at), 1, *size), torch.zeros(len(at))
-        boxes = [self.boxes[t] for t in at]
-
-        def one(part: slice) -> None:
-            logits = self.logits(frames[part], at[part], boxes[part])
-            scores[part] = score(logits, boxes[part], size, self.threshold).cpu()
-            for i, response in zip(range(len(at))[part], logits.sigmoid().cpu(), strict=True):
-                maps[i] = paste_map(response, search_window(boxes[i]), size)
-
-        in_batches(len(at), one, on_step=on_step)
-        return Residue(maps, scores, list(boxes))
+        return self.residue(self.answers(frames, at, on_step), at)
 
     @torch.no_grad()
-    def judge(self, frames: Tensor, at: Sequence[int]) -> Tensor:
+    def answers(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> list[Tensor]:
+        """Return the detector's logits (1, h, w) for each of some frames (n, 3, H, W), on the CPU."""
+        found: list[Tensor] = []
+
+        def one(part: slice) -> None:
+            found.extend(self.logits(frames[part], at[part]).cpu())
+
+        in_batches(len(at), one, on_step=on_step)
+        return found
+
+    def residue(self, answers: Sequence[Tensor], at: Sequence[int]) -> Residue:
+        """What the detector's answers to the frames ``at`` come to."""
+        boxes = [self.boxes[t] for t in at]
+        maps = torch.zeros(len(at), 1, *self.size)
+        for i, (answer, box) in enumerate(zip(answers, boxes, strict=True)):
+            maps[i] = paste_map(answer.sigmoid(), search_window(box), self.size)
+        return Residue(maps, self.scores(answers, at), list(boxes))
+
+    def scores(self, answers: Sequence[Tensor], at: Sequence[int]) -> Tensor:
+        """The scores (n,) of :meth:`residue`: what is above the threshold of this clip."""
+        found = [score(a[None], [self.boxes[t]], self.size, self.threshold) for a, t in zip(answers, at, strict=True)]
+        return torch.cat(found) if found else torch.zeros(0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frames."""
+        return self.removal.filmed.shape[2], self.removal.filmed.shape[3]
+
+    @torch.no_grad()
+    def judge(self, frames: Tensor, at: Sequence[int], on_step: OnStep = ignore) -> Tensor:
         """Return scores (n,) of pictures (n, 3, H, W), seen in other crops than :meth:`look` does.
 
         A mask that was made to fool one crop may not fool another. The crop of a frame is the same at every call.
         """
-        size = (frames.shape[2], frames.shape[3])
         scores = torch.zeros(len(at))
         boxes = [self._jittered(t) for t in at]
 
@@ -89,9 +104,9 @@ class Watch:
             logits = self.logits(frames[part], at[part], boxes[part])
             # in areas of the true box: a jittered one would change the unit
             unit = torch.tensor([_area(b) / _area(self.boxes[t]) for b, t in zip(boxes[part], at[part], strict=True)])
-            scores[part] = score(logits, boxes[part], size, self.threshold).cpu() * unit
+            scores[part] = score(logits, boxes[part], self.size, self.threshold).cpu() * unit
 
-        in_batches(len(at), one)
+        in_batches(len(at), one, on_step=on_step)
         return scores
 
     def logits(self, frames: Tensor, at: Sequence[int], boxes: Sequence[Box] | None = None) -> Tensor:
@@ -144,29 +159,8 @@ def _area(box: Box) -> int:
     return box.width * box.height
 
 
-def in_batches(count: int, work: Callable[[slice], None], *, on_step: OnStep = ignore) -> None:
-    """Call ``work`` for slices of 0..count-1; where memory runs out, again with half as many frames.
-
-    Raises:
-        OutOfMemoryError: one frame at a time is too much.
-    """
-    start, batch = 0, BATCH
-    while start < count:
-        part = slice(start, min(start + batch, count))
-        try:
-            with shortage_told("Memory ran out while one frame was refined. Use smaller frames, or the device 'cpu'."):
-                work(part)
-        except OutOfMemoryError:
-            if batch == 1:
-                raise
-            batch //= 2
-            continue
-        start = part.stop
-        on_step(start, count)
-
-
 def suspects(residue: Residue, threshold: float = 0.0, share: float = 1.0) -> list[int]:
-    """Frames whose score says that something is left: clearly, or a little in two frames running.
+    """Frames whose score says that something is left: clearly, or a little in two frames running of such a clip.
 
     Args:
         residue: of the clip.
@@ -174,12 +168,16 @@ def suspects(residue: Residue, threshold: float = 0.0, share: float = 1.0) -> li
         share: of its box that the target fills (:func:`ciri.residue.crops.share_of_box`).
     """
     scores = (residue.scores / (1 - threshold) / share).tolist()
-    clear = [s > SUSPICIOUS for s in scores]
-    faint = [s > SUSPICIOUS_PAIR for s in scores]
-    beside = [
-        faint[t] and ((t > 0 and faint[t - 1]) or (t + 1 < len(scores) and faint[t + 1])) for t in range(len(scores))
-    ]
-    return [t for t in range(len(scores)) if clear[t] or beside[t]]
+    clear = {t for t, score in enumerate(scores) if score > SUSPICIOUS}
+    if not (clear or _pairs(scores, CERTAIN_PAIR)):
+        return []
+    return sorted(clear | _pairs(scores, SUSPICIOUS_PAIR))
+
+
+def _pairs(scores: Sequence[float], least: float) -> set[int]:
+    """The frames above a score that have a neighbour above it."""
+    above = {t for t, score in enumerate(scores) if score > least}
+    return {t for t in above if above & {t - 1, t + 1}}
 
 
 def updated(residue: Residue, at: Sequence[int], new: Residue) -> Residue:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciri.progress import OnStep, ignore
 from ciri.propagation.engine import MemoryPropagator
 from ciri.refinement.decoder_inputs import Annotated, DecoderInputs, own_copy, record
 from ciri.refinement.objective import Scene, frame_losses, to_logits
@@ -48,6 +49,7 @@ def tune(
     clip: Annotated,
     settings: RefinementSettings,
     after_step: Callable[[int], bool],
+    on_step: OnStep = ignore,
 ) -> Tuned:
     """Tune a copy of a propagator on a scene; the propagator itself is never written to.
 
@@ -57,10 +59,11 @@ def tune(
         clip: what the propagator started from.
         settings: epochs over the suspicious frames; strength scales the rate.
         after_step: called with the steps done; False ends it. May raise to stop.
+        on_step: progress callback of what comes before the first step; may raise to stop.
     """
     twin = own_copy(propagator)
     anchors = [t for t in _good_frames(watch, scene, clip) if t not in scene.at]
-    inputs = record(twin, clip, [*scene.at, *anchors])
+    inputs = record(twin, clip, [*scene.at, *anchors], on_step)
     # a frame that the memory lost has no input, and is left as it is
     rows = [i for i, t in enumerate(scene.at) if t in inputs.readout]
     anchors = [t for t in anchors if t in inputs.readout]

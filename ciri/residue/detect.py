@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ciri.errors import MaskError
+from ciri.errors import MaskError, OutOfMemoryError
 from ciri.frames import check_annotation
 from ciri.numbering import number
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore
 from ciri.residue.base import Box, Removal, ResidueDetector
 from ciri.residue.crops import boxes_of_clip, paste_map, search_window
@@ -58,6 +60,7 @@ def detect_residue(
 
     Raises:
         MaskError: masks of another length or size than the clip, an empty first mask, no such frame.
+        OutOfMemoryError: even one frame at a time is too much.
     """
     count = len(inpainted)
     height, width = inpainted.shape[2:]
@@ -78,13 +81,37 @@ def detect_residue(
     maps, scores = torch.zeros(count, 1, *size), torch.zeros(count)
     template = detector.template(frames[first_index].to(detector.device), first_mask.to(detector.device))
     present = [t for t, box in enumerate(boxes) if box is not None]
-    for start in range(0, len(present), BATCH):
-        at = present[start : start + BATCH]
+
+    def one(part: slice) -> None:
+        at = present[part]
         places = [box for t in at if (box := boxes[t]) is not None]
         shown, removal = inpainted[at].to(detector.device), Removal(frames[at], masks[at], inpainted[at])
         logits = detector.detect(template, shown, places, removal).float()
         scores[at] = score(logits, places, size, detector.threshold).cpu()
         for t, box, response in zip(at, places, logits.sigmoid().cpu(), strict=True):
             maps[t] = paste_map(response, search_window(box), size)
-        on_step(start + len(at), len(present))
+
+    in_batches(len(present), one, on_step=on_step)
     return Residue(maps, scores, boxes)
+
+
+def in_batches(count: int, work: Callable[[slice], None], *, on_step: OnStep = ignore) -> None:
+    """Call ``work`` for slices of 0..count-1; where memory runs out, again with half as many frames.
+
+    Raises:
+        OutOfMemoryError: one frame at a time is too much.
+    """
+    message = "Memory ran out while one frame was searched for residue. Use smaller frames, or the device 'cpu'."
+    start, batch = 0, BATCH
+    while start < count:
+        part = slice(start, min(start + batch, count))
+        try:
+            with shortage_told(message):
+                work(part)
+        except OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            continue
+        start = part.stop
+        on_step(start, count)

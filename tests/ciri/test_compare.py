@@ -132,3 +132,18 @@ def test_a_clip_of_another_size_is_resized_as_a_whole_clip_is():
     first, second = clip(4), clip(4, 24, 40, seed=1)
     whole = F.interpolate(second, (12, 20), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
     assert torch.equal(compare(first, second, "stacked"), compare(first, whole, "stacked"))
+
+
+@pytest.mark.parametrize("show", [overlay, compare])
+def test_it_can_be_stopped_after_every_frame(show):
+    clip = torch.rand(3, 3, 8, 10)
+    other = clip if show is compare else clip[:, :1]
+    seen = []
+    show(clip, other, on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show(clip, other, on_step=stop)

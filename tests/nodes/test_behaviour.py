@@ -234,21 +234,25 @@ def test_inputs_are_not_changed(run):
     assert torch.equal(images, kept_images) and torch.equal(mask, kept_mask)
 
 
-@pytest.mark.parametrize("node", ["CIRI_PropagateMask", "CIRI_InactivationInpaint"])
+@pytest.mark.parametrize(
+    "node", ["CIRI_PropagateMask", "CIRI_InactivationInpaint", "CIRI_MaskOverlay", "CIRI_CompareVideo"]
+)
 def test_interrupt_stops_within_a_step_and_the_next_run_is_whole(run, node):
     import comfy.model_management as management
 
     images, mask = clip(), disc()[None]
-    if node == "CIRI_PropagateMask":
-        inputs = {"first_mask": mask, "propagator": Hold()}
-    else:
-        inputs = {"inactivation": mask, "backbone": Grey()}
-    expected = run(node, images=images, **inputs)
+    inputs = {
+        "CIRI_PropagateMask": {"images": images, "first_mask": mask, "propagator": Hold()},
+        "CIRI_InactivationInpaint": {"images": images, "inactivation": mask, "backbone": Grey()},
+        "CIRI_MaskOverlay": {"images": images, "masks": mask},
+        "CIRI_CompareVideo": {"first": images, "second": images},
+    }[node]
+    expected = run(node, **inputs)
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
-        run(node, images=images, **inputs)
+        run(node, **inputs)
     assert not management.processing_interrupted()
-    assert torch.equal(run(node, images=images, **inputs).args[0], expected.args[0])
+    assert torch.equal(run(node, **inputs).args[0], expected.args[0])
 
 
 def test_a_network_built_in_a_node_can_be_trained_later(pack):

@@ -52,6 +52,9 @@ def test_without_clean_clips(tmp_path, capsys):
         (["--i3d", "missing.pt"], "missing.pt cannot be read"),
         (["--lpips", "missing.pt"], "missing.pt cannot be read"),
         (["--device", "cuda:99"], "is not there"),
+        (["--out", __file__], "test_evaluate.py cannot be made a folder"),
+        (["--results", "flow=made"], "--results flow: this name is taken"),
+        (["--results", "other=made", "--results", "other=made_too"], "--results other: this name is taken"),
     ],
 )
 def test_bad_arguments_end_in_one_line(cases, tmp_path, capsys, arguments, said):  # noqa: F811

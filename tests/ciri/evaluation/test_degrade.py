@@ -35,6 +35,13 @@ def test_the_painted_mask_stays_true_and_nothing_is_random(masks, kind):
     assert wrong.shape == masks.shape and wrong.dtype == bool
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_painted_mask_is_the_first_that_shows_the_target(masks, kind):
+    late = np.concatenate([np.zeros_like(masks[:3]), masks])
+    assert (degrade(late, kind, 5)[3] == masks[0]).all()
+    assert not (degrade(late, kind, 5)[4:] == late[4:]).all()
+
+
 def test_each_error_is_what_it_says(masks):
     inside = {kind: not (degrade(masks, kind, 3) & ~masks).any() for kind in KINDS}
     covers = {kind: not (masks & ~degrade(masks, kind, 3)).any() for kind in KINDS}

@@ -6,8 +6,8 @@ import torch
 from ciri.errors import CiriError
 from ciri.evaluation import run as evaluation
 from ciri.evaluation.cases import find_cases
-from ciri.evaluation.methods import Method, Models, choose
-from ciri.evaluation.run import Runner, Settings
+from ciri.evaluation.methods import TRUE_MASKS, Method, Models, choose
+from ciri.evaluation.run import CaseRun, Runner, Settings
 from ciri.media import write_clip
 from ciri.refinement.refine import refine
 from ciri.residue.lite import LiteDetector, ResidueNetwork
@@ -55,6 +55,18 @@ def test_appearance_is_compared_in_the_features_of_the_detector(tmp_path, monkey
     runner = Runner(tmp_path / "out", models, Settings(grow=2, feather=2))
     _, failures = runner.run(find_cases(tmp_path / "cases"), [Method("misses", "knows", refined="lite")])
     assert not failures and [extractor.detector for extractor in given] == [detector]
+
+
+def test_other_weights_of_the_propagator_that_refinement_asks_count(tmp_path):
+    for name in ("frames", "masks"):
+        write_clip(tmp_path / "one" / name, Scene(count=1).frames)
+    runner = Runner(tmp_path / "out", Models(torch.device("cpu")))
+    (case,) = find_cases(tmp_path)
+    methods = [Method(TRUE_MASKS, "flow", refined=refined) for refined in ("", "lite")]
+    before = [CaseRun(runner, case)._key(method) for method in methods]
+    runner.models.weights["propagator:lite"] = tmp_path / "one/frames/00000.png"
+    after = [CaseRun(runner, case)._key(method) for method in methods]
+    assert before[0] == after[0] and before[1] != after[1]
 
 
 def test_refined_rows_stand_beside_the_plain_ones():

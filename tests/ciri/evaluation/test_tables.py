@@ -50,6 +50,17 @@ def test_means_are_over_frames_not_over_cases():
     assert row.values["vfid"] is None
 
 
+def test_flicker_and_masks_weigh_every_clip_alike():
+    records = [
+        record("long", GOOD, [30.0], J=[0.9] * 9, F=[0.7] * 9, e_warp=[0.001] * 9, e_warp_masked=[0.002] * 9),
+        record("short", GOOD, [30.0], J=[0.5], F=[0.3], e_warp=[0.003], e_warp_masked=[0.008, NAN]),
+    ]
+    (row,) = make_rows(records)
+    assert row.values["jf"] == pytest.approx((80 + 40) / 2)
+    assert row.values["e_warp"] == pytest.approx((1 + 3) / 2)
+    assert row.values["e_warp_masked"] == pytest.approx((2 + 8) / 2)
+
+
 def test_true_masks_are_no_contestant():
     made = report()
     assert [row.method for row in made.rows] == [BOUND, GOOD, BAD]
@@ -176,3 +187,14 @@ def test_charts_leave_out_what_colours_cannot_tell_apart():
         assert sorted(series.name for series in chart.series) == [f"flow + {name}" for name in names]
     made.rows = make_rows([record("a", method, [20.0], J=[0.5], F=[0.5]) for method in methods[:4]])
     assert len(time_chart(made).series) == 4
+
+
+def test_a_write_that_fails_leaves_no_file_behind(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    write_json(tmp_path / "a.json", {"old": 1})
+    monkeypatch.setattr("ciri.evaluation.store.os.replace", full)
+    with pytest.raises(EvaluationError, match="No space left"):
+        write_json(tmp_path / "a.json", {"new": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"] and read_json(tmp_path / "a.json") == {"old": 1}

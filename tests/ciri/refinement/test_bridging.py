@@ -106,7 +106,7 @@ def test_a_part_that_is_not_connected_comes_back_where_it_was_before():
     assert torch.equal(bridge(clip.frames, given, {5}, Answers(clip, whole), ignore)[5], whole[5])
 
 
-def removed(clip, masks, propagator, detector=None):
+def removed(clip, masks, propagator, detector=None, **options):
     return refine(
         clip.frames,
         clip.true[0],
@@ -115,7 +115,7 @@ def removed(clip, masks, propagator, detector=None):
         backbone=Knows(clip),
         detector=detector or Blind(clip),
         propagator=propagator,
-        settings=RefinementSettings(grow=2, feather=2),
+        settings=RefinementSettings(grow=2, feather=2, **options),
     )
 
 
@@ -133,6 +133,21 @@ def test_what_no_detector_sees_is_bridged(columns):
     before, after = ((x - clip.clean).square().mean((1, 2, 3))[[4, 5]] for x in (given, result.inpainted))
     assert (after < 0.2 * before).all()
     assert "dropped out in frames 4-5: flow bridged" in result.report.text()
+
+
+def test_what_was_bridged_in_vain_is_not_told(monkeypatch):
+    from ciri.refinement import refine as refining
+    from ciri.refinement.clock import TimeUpError
+
+    def late(*args):
+        raise TimeUpError
+
+    clip = scene()
+    masks = clip.cut(at=(4, 5))
+    monkeypatch.setattr(refining, "repaint", late)
+    result = removed(clip, masks, FlowPropagator(), time_budget=600)
+    assert result.masks is masks
+    assert "budget" in result.report.text() and "bridged" not in result.report.text()
 
 
 def test_a_detector_may_object():

@@ -12,10 +12,10 @@ from ciri.refinement.looks import Looks
 from ciri.refinement.product import repaint, shown_under, spans
 from ciri.refinement.report import FrameReport, RefinementReport
 from ciri.refinement.settings import RefinementSettings
-from ciri.refinement.watch import LEAST_THRESHOLD, in_batches, suspects, threshold_of
+from ciri.refinement.watch import LEAST_THRESHOLD, suspects, threshold_of
 from ciri.residue.base import Box
 from ciri.residue.crops import target_box
-from ciri.residue.detect import Residue
+from ciri.residue.detect import Residue, in_batches
 from tests.allocations import Allocations
 from tests.ciri.refinement.scenes import HEIGHT, WIDTH, Knows, Oracle, Scene
 
@@ -182,6 +182,9 @@ def test_only_stretches_around_changed_frames_are_painted_again():
 def test_suspicious_are_clear_frames_and_faint_pairs():
     scores = torch.tensor([0.0, 0.14, 0.0, 0.08, 0.0, 0.08, 0.08, 0.0])
     assert suspects(Residue(torch.zeros(0), scores, [])) == [1, 5, 6]
+    # what is faint everywhere is nothing, unless it is less faint in two frames running
+    assert suspects(Residue(torch.zeros(0), scores.clamp(max=0.08), [])) == []
+    assert suspects(Residue(torch.zeros(0), torch.tensor([0.07, 0.07, 0.0, 0.1, 0.1]), [])) == [0, 1, 3, 4]
     # a detector that counts from 0.5 on gives half as much for the same residue
     assert suspects(Residue(torch.zeros(0), scores / 2, []), 0.5) == [1, 5, 6]
     # and a thin target, a quarter of its box, leaves no more than a quarter of a box

@@ -110,6 +110,23 @@ def test_refinement_needs_a_detector():
         remove(Scene(), refine=RefinementSettings())
 
 
+@pytest.mark.parametrize("mode", ["weights", "paper"])
+def test_a_mode_that_the_propagator_does_not_allow_is_refused_before_any_work(mode):
+    scene = Scene()
+    for propagator in (None, Answers(scene, scene.true)):
+        backbone = Knows(scene)
+        with pytest.raises(CiriError, match="tunes a propagator's weights"):
+            remove_object(
+                scene.frames,
+                masks=scene.true,
+                propagator=propagator,
+                backbone=backbone,
+                detector=Oracle(scene),
+                refine=RefinementSettings(mode=mode),
+            )
+        assert backbone.calls == 0
+
+
 def test_masks_from_elsewhere_are_bridged_on_request():
     scene = Scene()
     masks = scene.cut(columns=30)

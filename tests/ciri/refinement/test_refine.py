@@ -7,11 +7,16 @@ from ciri.errors import CiriError, MaskError
 from ciri.frames import grow_mask
 from ciri.metrics.segmentation import segmentation_score
 from ciri.numbering import counted_from
+from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.flow import FlowPropagator
+from ciri.propagation.lite import LiteNetwork
+from ciri.propagation.tracking import DirectedPass
+from ciri.refinement.looks import Looks
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
 from tests.allocations import Allocations
 from tests.ciri.refinement.scenes import COUNT, HEIGHT, WIDTH, Answers, Constant, Knows, Noise, Oracle, Scene
+from tests.parity.seeded_weights import seeded_state_dict
 
 
 def settings(**options):
@@ -66,6 +71,19 @@ def test_no_mask_grows_over_what_is_to_stay(bridged):
     assert added[:, : HEIGHT // 2].sum() > 50 and not (added & (kept[2] > 0)).any()
 
 
+def test_gradient_descent_takes_nothing_of_what_is_to_stay():
+    scene = Scene()
+    masks = scene.cut()
+    kept = (scene.true - masks).clamp(min=0)
+    kept[:, :, HEIGHT // 2 :] = 0
+    result, _ = run(scene, masks, Oracle(scene), kept=kept, settings=settings(mode="mask", epochs=20))
+    assert result.report.accepted == [2, 3] and result.report.steps > 0
+    stays = kept > 0
+    assert (result.masks[stays] <= masks[stays]).all()
+    with pytest.raises(MaskError, match="to stay have shape"):
+        run(scene, masks, Oracle(scene), kept=kept[0])
+
+
 def test_a_refined_picture_is_the_given_clip_beyond_both_masks():
     scene = Scene()
     masks = scene.cut()
@@ -111,6 +129,17 @@ def test_looking_at_a_clip_copies_none_of_its_pictures():
     with Allocations(at_least=inpainted.nbytes) as taken:
         result, _ = run(scene, scene.true, Oracle(scene), inpainted)
     assert result.inpainted is inpainted and not taken.found
+
+
+def test_false_alarms_in_the_annotated_frame_raise_the_threshold_without_a_second_look():
+    scene = Scene()
+    where = torch.zeros(1, HEIGHT, WIDTH)
+    where[:, 50:62, 4:34] = 1
+    detector = Lookalike(scene, where)
+    masks = scene.true
+    result, given = run(scene, masks, detector)
+    assert detector.looks == 1 and result.masks is masks and result.inpainted is given
+    assert result.before.maps[0].max() > 0.7 and result.before.scores.max() < 0.05
 
 
 def test_without_a_detector_everything_comes_back():
@@ -244,6 +273,22 @@ def test_the_budget_counts_to_the_step(monkeypatch):
     assert all(readings)
 
 
+def test_pictures_are_mixed_one_at_a_time_and_only_where_masks_differ(monkeypatch):
+    from ciri.refinement import product
+    from ciri.refinement import refine as refining
+
+    scene = Scene(count=11)
+    masks = scene.cut(at=range(1, 11))
+    mixed = []
+    original = product.soft_edges
+    monkeypatch.setattr(product, "soft_edges", lambda masks, *how: mixed.append(len(masks)) or original(masks, *how))
+    run(scene, masks, Oracle(scene))
+    assert not mixed
+    monkeypatch.setattr(refining._Job, "_descend", lambda self, watch, painted, grown, *more: 0.9 * grown)
+    result, _ = run(scene, masks, Oracle(scene))
+    assert result.report.accepted and mixed and set(mixed) == {1}
+
+
 def test_peak_memory_is_reported():
     scene = Scene()
     result, _ = run(scene, scene.cut(), Oracle(scene))
@@ -274,6 +319,32 @@ def test_an_interrupt_at_any_step_changes_nothing():
             run(scene, masks, Oracle(scene), given, on_step=interrupt)
         assert torch.equal(masks, copies[0]) and torch.equal(given, copies[1])
         assert torch.equal(scene.frames, copies[2])
+
+
+@pytest.mark.parametrize("mode", ["auto", "mask", "weights"])
+def test_an_interrupt_is_heard_between_any_two_frames_or_batches(mode, monkeypatch):
+    scene = Scene(count=11)
+    masks = scene.cut(at=range(1, 11))
+    given, detector, work = scene.removal(masks), Oracle(scene), []
+
+    def counted(function):
+        return lambda *args, **options: work.append(function) or function(*args, **options)
+
+    detector.detect = counted(detector.detect)
+    monkeypatch.setattr(Looks, "score", counted(Looks.score))
+    monkeypatch.setattr(DirectedPass, "_predict", counted(DirectedPass._predict))
+    unheard = []
+
+    def heard(done, total):
+        unheard.append(len(work))
+        work.clear()
+
+    network = LiteNetwork()
+    network.load_state_dict(seeded_state_dict(network.state_dict(), 5, 1.0))
+    propagator = MemoryPropagator(network.eval(), precision="fp32") if mode == "weights" else None
+    run(scene, masks, detector, given, propagator=propagator, settings=settings(mode=mode, epochs=1), on_step=heard)
+    # tuned weights are judged on all frames at once, in three groups here
+    assert max(unheard) <= 3
 
 
 class Hungry(Oracle):

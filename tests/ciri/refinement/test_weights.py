@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ciri.errors import OutOfMemoryError
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.lite import LiteNetwork, build_lite
 from ciri.refinement import paper, weight_space
@@ -206,6 +207,24 @@ def test_an_error_leaves_the_loaded_model_alone():
     before = content(given)
     with pytest.raises(RuntimeError, match="broken"):
         run(scene, scene.cut(), given, Broken(scene))
+    assert same(given, before)
+
+
+@pytest.mark.parametrize("mode", ["weights", "paper"])
+def test_a_shortage_of_memory_is_worded_and_leaves_the_loaded_model_alone(mode):
+    class Hungry(Oracle):
+        """Has no room for a graph."""
+
+        def detect(self, template, frames, boxes, removal=None):
+            if frames.requires_grad:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return super().detect(template, frames, boxes, removal)
+
+    scene = Scene(count=3)
+    given = propagator()
+    before = content(given)
+    with pytest.raises(OutOfMemoryError, match=f"mode '{mode}', which tunes"):
+        run(scene, scene.cut(at=(1,)), given, Hungry(scene), settings=settings(mode=mode))
     assert same(given, before)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ciri.errors import MaskError
+from ciri.errors import MaskError, OutOfMemoryError
 from ciri.residue.base import ResidueDetector
 from ciri.residue.crops import crop, search_window
 from ciri.residue.detect import BATCH, detect_residue
@@ -49,6 +49,28 @@ def test_what_is_left_is_found_where_it_is() -> None:
     for value, expected in zip((ys.min(), ys.max(), xs.min(), xs.max()), (24, 27, 30, 37), strict=True):
         assert abs(int(value) - expected) <= 1
     assert float(found.scores[7]) == pytest.approx(0.75 * 32 / 400, rel=0.25)
+
+
+class Hungry(Red):
+    """Runs out of memory with more than so many frames."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def detect(self, template, frames, boxes, removal=None):
+        if len(frames) > self.most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return super().detect(template, frames, boxes, removal)
+
+
+def test_less_memory_gives_the_same_result() -> None:
+    frames, first_mask, filmed, masks = clip(19)
+    frames[7, 0, 24:28, 30:38], frames[7, 1, 24:28, 30:38] = 1, 0
+    plenty, little = (detect_residue(frames, first_mask, filmed, masks, d) for d in (Red(), Hungry(1)))
+    assert torch.equal(plenty.maps, little.maps) and torch.equal(plenty.scores, little.scores)
+    with pytest.raises(OutOfMemoryError, match="smaller frames"):
+        detect_residue(frames, first_mask, filmed, masks, Hungry(0))
 
 
 def test_an_interrupt_passes_through() -> None:
