@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from ciri.errors import TrainingError
 
 #: Numbers that are sent at once; small gradients travel together.
 BUCKET = 1 << 24
+#: How long processes that are done wait for one that still writes its results.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,26 @@ def join(device: str) -> Iterator[Team]:
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=size)
+    store, rank, size = next(dist.rendezvous("env://", rank, size))
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield Team(rank, size, device)
-        # they leave together: one that ends while another still writes its results may be aborted, and end them all
-        dist.barrier()
+        _leave_together(store, rank, size)
     finally:
         dist.destroy_process_group()
+
+
+def _leave_together(store: dist.Store, rank: int, size: int) -> None:
+    """Return when all processes have heard the last of the others.
+
+    One that closes its connections while another still writes its results, or still reads from them, aborts that one.
+    A barrier is not enough: whoever passes it first closes connections that the others wait at.
+    """
+    store.set(f"done {rank}", "")
+    store.wait([f"done {other}" for other in range(size)], PATIENCE)
+    store.set(f"gone {rank}", "")
+    if rank == 0:  # it may hold the store that the others have just asked
+        store.wait([f"gone {other}" for other in range(size)], PATIENCE)
 
 
 def team_size() -> int:

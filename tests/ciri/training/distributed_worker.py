@@ -1,5 +1,6 @@
 """One of the processes that test_distributed.py starts; the test itself trains with :func:`train` too."""
 
+import faulthandler
 import json
 import pathlib
 import sys
@@ -69,4 +70,5 @@ def main(data, out, steps):
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # an abort says where
     main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]))
