@@ -19,6 +19,7 @@ from ciri.inpainting.lite_network import (
     candidates_of,
     shown_somewhere,
     soften,
+    with_detail,
 )
 from ciri.inpainting.remove import remove
 
@@ -65,7 +66,8 @@ def test_a_new_network_returns_nearly_the_copied_clip():
     out = LiteNetwork(SMALL)(frames[None], guide, mask[None])
     share = torch.softmax(torch.tensor([3.0] + [0.0] * (CANDIDATES - 1)), 0)
     blended = (share[:, None, None, None] * candidates_of(guide)).sum(1)
-    expected = torch.lerp(guide.base[0], blended, shown_somewhere(guide))
+    repaired = with_detail(blended, candidates_of(guide), guide.cues[0, :, :2])
+    expected = torch.lerp(guide.base[0], repaired, shown_somewhere(guide))
     assert torch.allclose(out[0], expected, atol=1e-5)
 
 
@@ -304,3 +306,17 @@ def test_weights_of_something_else_are_refused(tmp_path):
     save_file({"a": torch.zeros(2)}, file)
     with pytest.raises(CheckpointError, match="train backbone"):
         load_lite(file)
+
+
+def test_detail_comes_back_where_copies_are_not_trusted():
+    base = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(4))
+    candidates = torch.stack([base, base, base, soften(base, 1.5), soften(base, 4.0)], 1)
+    blurred, trust = soften(base, 1.5), torch.zeros(1, 2, 32, 48)
+    trust[:, 1, :, 24:] = 1
+    found = with_detail(blurred, candidates, trust)
+    assert torch.equal(found[..., 24:], blurred[..., 24:])
+    # half of the way, of what is finer than the widest blur
+    fine = (base - soften(base, 4.0)) - (blurred - soften(blurred, 4.0))
+    torch.testing.assert_close(found[..., :24], (blurred + 0.5 * fine)[..., :24])
+    # the fill itself loses nothing, and is given nothing
+    torch.testing.assert_close(with_detail(base, candidates, trust), base)
