@@ -41,7 +41,7 @@ MEMORY = 8 * 2**30
 
 
 class FlowBackbone:
-    """Copies hidden pixels along completed optical flow, and fills what no frame shows from the texture around it.
+    """Copies hidden pixels along completed optical flow, and pieces together what no frame shows.
 
     Args:
         passes: 2 measures the flow once more, on the clip without the target and at full resolution; 1 takes half the
