@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ciri.inpainting.attention import attention
 from ciri.inpainting.soft_split import TAPS, fusion_feed_forward
 
 #: Tokens along the height and the width of a window.
@@ -151,7 +152,7 @@ class FocalAttention(nn.Module):
         b, n = query.shape[:2]
         q = rearrange(query, "b n q (m d) -> (b n) m q d", m=self.heads)
         k, v = rearrange(gathered, "b (n k) (two m d) -> two (b n) m k d", n=n, two=2, m=self.heads)
-        answer = F.scaled_dot_product_attention(q, k, v)
+        answer = attention(q, k, v)
         return rearrange(answer, "(b n) m q d -> b n q (m d)", b=b)
 
 

@@ -28,6 +28,8 @@ CHANNELS, BLOCKS = 256, 8
 PATCHES = (1, 3, 6, 12)
 #: A patch is a hole if more than this share of it is.
 HOLE_SHARE = 0.5
+#: All frames at a time.
+MANY = 1 << 30
 
 
 class STTN(WindowNetwork):
@@ -61,11 +63,10 @@ class STTN(WindowNetwork):
         """
         holes = masks[..., ::4, ::4] if self.attention_mask and masks is not None else None
         with self.autocast(features.device):
-            x = features
+            x, some = features, self.at_once(4 * features.shape[3], 4 * features.shape[4])
             for block in self.transformer[:-1]:
-                x = block(x, holes=holes)
-            x = self.transformer[-1](x, local, holes=holes)
-            some = self.at_once(4 * x.shape[3], 4 * x.shape[4])
+                x = block(x, holes=holes, some=some)
+            x = self.transformer[-1](x, local, holes, some)
             filled = in_chunks(self.decoder, x.flatten(0, 1), some)
         return torch.tanh(filled.float()).unflatten(0, (len(features), local))
 
@@ -78,10 +79,16 @@ class Block(nn.Module):
         self.attention = PatchAttention()
         self.feed_forward = FeedForward()
 
-    def forward(self, x: Tensor, local: int | None = None, holes: Tensor | None = None) -> Tensor:
-        """Map features (B, T, C, h, w) to the same, or to those of the first ``local`` frames only."""
-        x = x[:, :local] + self.attention(x, local, holes)
-        return x + self.feed_forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def forward(
+        self, x: Tensor, local: int | None = None, holes: Tensor | None = None, some: int = MANY
+    ) -> Tensor:
+        """Map features (B, T, C, h, w) to the same, or to those of the first ``local`` frames only.
+
+        ``some`` frames at a time pass through the convolutions.
+        """
+        x = x[:, :local] + self.attention(x, local, holes, some)
+        added = in_chunks(lambda part: part + self.feed_forward(part), x.flatten(0, 1), some)
+        return added.unflatten(0, x.shape[:2])
 
 
 class PatchAttention(nn.Module):
@@ -94,24 +101,29 @@ class PatchAttention(nn.Module):
         self.value_embedding = nn.Conv2d(CHANNELS, CHANNELS, 1)
         self.output_linear = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1), nn.LeakyReLU(SLOPE, inplace=True))
 
-    def forward(self, x: Tensor, local: int | None = None, holes: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, local: int | None = None, holes: Tensor | None = None, some: int = MANY
+    ) -> Tensor:
         """Attend.
 
         Args:
             x: (B, T, C, h, w).
             local: only the first so many frames ask; None: all.
             holes: (B, T, 1, h, w), 1 = hole; patches that are mostly hole are not asked. None: all are.
+            some: frames that pass through a convolution at a time.
 
         Returns:
             (B, local, C, h, w).
         """
-        asking = x[:, :local]
-        query = self.query_embedding(asking.flatten(0, 1)).unflatten(0, asking.shape[:2])
-        key = self.key_embedding(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        value = self.value_embedding(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+        def of_all(convolution: nn.Module, frames: Tensor) -> Tensor:
+            return in_chunks(convolution, frames.flatten(0, 1), some).unflatten(0, frames.shape[:2])
+
+        query = of_all(self.query_embedding, x[:, :local])
+        key, value = of_all(self.key_embedding, x), of_all(self.value_embedding, x)
         heads = zip(PATCHES, *(part.chunk(len(PATCHES), 2) for part in (query, key, value)), strict=True)
         attended = torch.cat([attend_patches(q, k, v, n, holes) for n, q, k, v in heads], 2)
-        return self.output_linear(attended.flatten(0, 1)).unflatten(0, asking.shape[:2])
+        return of_all(self.output_linear, attended)
 
 
 def attend_patches(query: Tensor, key: Tensor, value: Tensor, across: int, holes: Tensor | None) -> Tensor:
@@ -126,11 +138,11 @@ def attend_patches(query: Tensor, key: Tensor, value: Tensor, across: int, holes
         (B, Tq, c, h, w).
     """
     grid = {"nh": across, "nw": across}
-    as_vectors = "b t c (nh ph) (nw pw) -> b (t nh nw) (c ph pw)"
+    as_vectors = "b t c (nh ph) (nw pw) -> b (t nh nw) (ph pw c)"
     q, k, v = (rearrange(part, as_vectors, **grid) for part in (query, key, value))
     # up to 414,720 products a score, nearly equal between keys: rounding them would change which patch wins
     with torch.autocast(q.device.type, enabled=False):
-        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+        scores = _products(q, k) / q.shape[-1] ** 0.5
         if holes is not None:
             share = reduce(holes.float(), "b t 1 (nh ph) (nw pw) -> b 1 (t nh nw)", "mean", **grid)
             # not -inf: a scale whose patches are all hole falls back to asking all of them alike
@@ -138,7 +150,20 @@ def attend_patches(query: Tensor, key: Tensor, value: Tensor, across: int, holes
         weights = scores.softmax(-1)
     attended = weights.to(v.dtype) @ v
     shape = {**grid, "t": query.shape[1], "c": query.shape[2], "ph": query.shape[3] // across}
-    return rearrange(attended, "b (t nh nw) (c ph pw) -> b t c (nh ph) (nw pw)", **shape)
+    return rearrange(attended, "b (t nh nw) (ph pw c) -> b t c (nh ph) (nw pw)", **shape)
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T in float32, of (B, n, v) and (B, m, v).
+
+    bfloat16 on the CPU is multiplied as it is, which is several times as fast: one product for what bfloat16 holds of
+    the result, a second for what is missing. Both are summed in float32, so 6e-6 of the largest score is what is lost.
+    """
+    k = k.transpose(-1, -2)
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
+        return q.float() @ k.float()
+    coarse = q @ k
+    return coarse.float() + torch.baddbmm(coarse, q, k, beta=-1).float()
 
 
 class FeedForward(nn.Module):
