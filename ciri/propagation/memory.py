@@ -25,6 +25,9 @@ CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 8 << 20, 64 << 20
 #: The best of so many similarities stands for all of them in the first round of the choice.
 GROUP = 16
 
+#: So many more than answer are chosen from rough similarities; of these the exact distances decide.
+SPARE = 10
+
 
 @dataclass
 class Attention:
@@ -60,13 +63,50 @@ def similarity(memory_key: Tensor, query_key: Tensor, length: Tensor | None = No
     return torch.addmm(length, query_key, memory_key.T, beta=-scale, alpha=2 * scale)
 
 
-def attend(memory_key: Tensor, query_key: Tensor, top_k: int | None, *, chunk_bytes: int = CHUNK_BYTES) -> Attention:
+@dataclass
+class RoughKeys:
+    """Keys in bfloat16, to choose candidates by: a fraction of the time where a processor multiplies it natively.
+
+    What all have in common is taken off first, which changes no distance and leaves bfloat16's few digits to what
+    differs.
+
+    Attributes:
+        centre: float32 (ck,).
+        rows: bfloat16 (..., ck + 2): the key, then -|m|^2 / 2 in two parts that sum to it.
+    """
+
+    centre: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, centre: Tensor) -> RoughKeys:
+        """Of keys (n, ck)."""
+        keys = keys - centre
+        length = -0.5 * keys.square().sum(1, keepdim=True)
+        high = length.bfloat16()
+        return cls(centre, torch.cat([keys.bfloat16(), high, (length - high).bfloat16()], 1))
+
+    def similarity(self, query_key: Tensor) -> Tensor:
+        """(q, ck) -> bfloat16 (q, n): <m, q> - |m|^2 / 2, which orders as :func:`similarity` does."""
+        ones = query_key.new_ones(len(query_key), 2)
+        return torch.cat([query_key - self.centre, ones], 1).bfloat16() @ self.rows.T
+
+
+def attend(
+    memory_key: Tensor,
+    query_key: Tensor,
+    top_k: int | None,
+    *,
+    rough: RoughKeys | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Attention:
     """Choose the stored positions that answer, and weight them by a softmax over their similarity.
 
     Args:
         memory_key: float32 (n, ck); n > 0.
         query_key: float32 (q, ck).
         top_k: how many answer; None or more than n: all.
+        rough: the same memory keys, to choose candidates by; None: similarities are exact.
         chunk_bytes: the (q, n) similarities are made in pieces of at most this size.
 
     Gradients reach the keys through the weights of the chosen positions; the choice itself has none.
@@ -74,32 +114,36 @@ def attend(memory_key: Tensor, query_key: Tensor, top_k: int | None, *, chunk_by
     n = len(memory_key)
     rows = max(1, chunk_bytes // (n * memory_key.element_size()))
     length = squared_length(memory_key)
-    pieces = [_attend(memory_key, length, part, top_k) for part in query_key.split(rows)]
-    if len(pieces) == 1:
-        return pieces[0]
-    chosen = [p.index for p in pieces if p.index is not None]
-    return Attention(
-        torch.cat(chosen) if chosen else None,
-        torch.cat([p.weight for p in pieces]),
-        torch.cat([p.explained for p in pieces]),
-    )
+    pieces = [_attend(memory_key, length, part, top_k, rough) for part in query_key.split(rows)]
+    chosen, weight, nearest = zip(*pieces, strict=True)
+    index = None if chosen[0] is None else torch.cat(chosen)
+    return Attention(index, torch.cat(weight), _explained(memory_key, length, query_key, torch.cat(nearest)))
 
 
-def _attend(memory_key: Tensor, length: Tensor, query_key: Tensor, top_k: int | None) -> Attention:
+def _attend(
+    memory_key: Tensor, length: Tensor, query_key: Tensor, top_k: int | None, rough: RoughKeys | None
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Index and weight of :class:`Attention`, and the squared distance of the nearest key (q,), detached."""
     n, channels = memory_key.shape
     if top_k is None or top_k >= n:
         scores = similarity(memory_key, query_key, length)
         # the term that similarity leaves out turns the best score into a distance
         nearest = scores.detach().amax(1).neg() * math.sqrt(channels) + query_key.detach().square().sum(1)
-        return Attention(None, scores.softmax(1), _explained(memory_key, length, query_key, nearest))
+        return None, scores.softmax(1), nearest
     with torch.no_grad():
-        index = _largest(similarity(memory_key, query_key, length), top_k)
+        if rough is None:
+            index = _largest(similarity(memory_key, query_key, length), top_k)
+        else:
+            index = _largest(rough.similarity(query_key), min(n, top_k + SPARE))
     # Distances are computed again for the chosen few: 20 subtractions are cheaper to differentiate than the whole
     # (q, n) product, and large keys do not cancel.
     near = F.embedding(index, memory_key)
     distance = (near - query_key[:, None]).square().sum(2)
+    if rough is not None:
+        distance, best = distance.topk(top_k, dim=1, largest=False, sorted=False)
+        index = index.gather(1, best)
     weight = distance.mul(-1 / math.sqrt(channels)).softmax(1)
-    return Attention(index, weight, _explained(memory_key, length, query_key, distance.detach().amin(1)))
+    return index, weight, distance.detach().amin(1)
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:
@@ -166,6 +210,8 @@ def to_map(rows: Tensor, height: int, width: int) -> Tensor:
 class Memory:
     """Stored frames of one pass over a clip, in preallocated rows, bounded.
 
+    Where the values are bfloat16 on a processor, answers are chosen by :class:`RoughKeys`.
+
     Annotated frames stay for ever. Up to ``budget`` others stay: the ``recent`` last ones, and of the rest those that
     spread most evenly over time. A *temporary* frame (the previous one) gives way to whatever is stored next.
 
@@ -187,6 +233,7 @@ class Memory:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._masks: Tensor | None = None
+        self._rough: RoughKeys | None = None
 
     def __len__(self) -> int:
         """How many frames are stored."""
@@ -216,6 +263,8 @@ class Memory:
         self._keys[slot].copy_(key)
         self._values[:, slot].copy_(value)
         self._masks[:, slot].copy_(mask)
+        if self._rough is not None:
+            self._rough.rows[slot].copy_(RoughKeys.of(key, self._rough.centre).rows)
         if slot == len(self._frames):
             self._frames.append(frame)
             self._annotated.append(annotated)
@@ -228,7 +277,11 @@ class Memory:
     def attend(self, query_key: Tensor, top_k: int | None, *, chunk_bytes: int = CHUNK_BYTES) -> Attention:
         """Attend to everything stored; ``query_key`` is float32 (q, ck). See :func:`attend`."""
         assert self._keys is not None, "nothing is stored"
-        return attend(self._keys[: len(self)].flatten(0, 1), query_key, top_k, chunk_bytes=chunk_bytes)
+        rough = self._rough
+        if rough is not None:
+            rough = RoughKeys(rough.centre, rough.rows[: len(self)].flatten(0, 1))
+        keys = self._keys[: len(self)].flatten(0, 1)
+        return attend(keys, query_key, top_k, rough=rough, chunk_bytes=chunk_bytes)
 
     def gather(self, attention: Attention) -> Tensor:
         """Return the values that answer, (k, q, cv)."""
@@ -257,11 +310,19 @@ class Memory:
             return
         capacity = max(self._expected, slot + 1, capacity * 3 // 2)
         # all or nothing: where memory runs out in between, the store is repeated
-        self._keys, self._values, self._masks = (
+        self._keys, self._values, self._masks, self._rough = (
             _grown(self._keys, (capacity, *key.shape), key, 0, slot),
             _grown(self._values, (len(value), capacity, *value.shape[1:]), value, 1, slot),
             _grown(self._masks, (len(mask), capacity, *mask.shape[1:]), mask, 1, slot),
+            self._grown_rough(capacity, slot, key, value),
         )
+
+    def _grown_rough(self, capacity: int, slot: int, key: Tensor, value: Tensor) -> RoughKeys | None:
+        if value.dtype != torch.bfloat16 or value.device.type != "cpu":
+            return None
+        centre, old = (key.mean(0), None) if self._rough is None else (self._rough.centre, self._rough.rows)
+        shape = (capacity, len(key), key.shape[1] + 2)
+        return RoughKeys(centre, _grown(old, shape, key.new_empty(0, dtype=torch.bfloat16), 0, slot))
 
 
 def _grown(old: Tensor | None, shape: Sequence[int], like: Tensor, dim: int, used: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciri.propagation.memory import Memory, attend, gather, read, similarity, to_map, to_rows
+from ciri.propagation.memory import Memory, RoughKeys, attend, gather, read, similarity, to_map, to_rows
 
 
 def _random(n=50, q=7, k=2, ck=8, cv=5, dtype=torch.float64, seed=0):
@@ -94,6 +94,36 @@ def test_explained_is_one_for_a_known_key_and_falls_with_the_distance(top_k):
     torch.testing.assert_close(explained, 1 - distances.amin(1) / distances.mean(1))
     assert explained[0] == pytest.approx(1)
     assert (explained.diff() < 0).all()
+
+
+@given(seed=st.integers(0, 1000), top_k=st.integers(1, 30), offset=st.sampled_from([0.0, 5.0]))
+def test_rough_keys_choose_what_exact_ones_do(seed, top_k, offset):
+    rng = torch.Generator().manual_seed(seed)
+    memory_key, query_key = (torch.randn(n, 16, generator=rng) + offset for n in (2500, 20))
+    exact = attend(memory_key, query_key, top_k)
+    rough = RoughKeys.of(memory_key, memory_key[:50].mean(0))
+    chosen = attend(memory_key, query_key, top_k, rough=rough)
+    assert chosen.index.shape == (20, top_k) and chosen.index.dtype == torch.int64
+    # the distances of what was chosen are exact, and next to none of it differs
+    distances = torch.cdist(query_key, memory_key)
+    best, got = (distances.gather(1, a.index).sort(1).values for a in (exact, chosen))
+    torch.testing.assert_close(got, best, rtol=0.02, atol=0)
+    assert (got == best).float().mean() > 0.98
+    torch.testing.assert_close(chosen.explained, exact.explained)
+    torch.testing.assert_close(chosen.weight.sum(1), torch.ones(20))
+
+
+def test_a_memory_of_bfloat16_values_answers_as_one_of_float32():
+    rng = torch.Generator().manual_seed(0)
+    exact, rough = Memory(budget=3), Memory(budget=3)
+    for t in range(9):
+        key, value, mask = (torch.randn(*s, generator=rng) for s in ((90, 8), (2, 90, 3), (2, 90, 1)))
+        value = value.bfloat16()
+        exact.append(t, key, value.float(), mask, annotated=t == 0)
+        rough.append(t, key, value, mask, annotated=t == 0)
+    query = torch.randn(40, 8, generator=rng)
+    one, other = (memory.gather(memory.attend(query, 5)).float() for memory in (exact, rough))
+    torch.testing.assert_close(other, one, atol=0.03, rtol=0.03)
 
 
 def test_rows_and_maps_are_inverse():
