@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ciri.errors import CiriError
+from ciri.packed import pack_convolutions
 from ciri.winograd import replace_convolutions
 
 #: What a person may ask for.
@@ -108,8 +109,9 @@ def fingerprint(module: nn.Module) -> int:
 def inference_copy(network: ModuleT, device: torch.device, dtype: torch.dtype) -> ModuleT:
     """Return a copy for inference: batch normalisation folded into the convolutions, channels_last, cast.
 
-    In float32 on the CPU its 3x3 convolutions become Winograd's, but those of the children that the network names in
-    ``seldom_used``: there the larger weights are not worth it.
+    On the CPU its convolutions keep their weights as the processor reads them in bfloat16, and in float32 those of
+    3x3 become Winograd's, but in the children that the network names in ``seldom_used``: there the larger weights are
+    not worth it.
 
     The network itself stays as it is: its float32 weights are what refinement tunes and what is saved.
     """
@@ -118,6 +120,8 @@ def inference_copy(network: ModuleT, device: torch.device, dtype: torch.dtype) -
     twin.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu" and dtype == torch.float32:
         replace_convolutions(twin, keep=getattr(network, "seldom_used", ()))
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        pack_convolutions(twin)
     return twin
 
 

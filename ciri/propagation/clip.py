@@ -172,6 +172,7 @@ class EncodedClip:
         self.frames, self.geometry, self.network = frames, geometry, network
         self.device, self._weights, self._cache, self._units = device, weights, cache, units
         self._ahead: dict[int, FrameFeatures] = {}
+        self._last: tuple[list[int], Tensor] | None = None
 
     def frame(self, t: int) -> Tensor:
         """(1, 3, h, w)."""
@@ -198,9 +199,13 @@ class EncodedClip:
         # copies of single frames: a slice would keep the whole batch alive in the cache
         return {u: _copy(encoded[i : i + 1]) for i, u in enumerate(wanted)}
 
-    def _load(self, indices: Sequence[int]) -> Tensor:
-        frames = torch.stack([self.frames[i] for i in indices]).to(self.device, torch.float32)
-        return self.geometry.frames_in(frames).contiguous(memory_format=torch.channels_last)
+    def _load(self, indices: list[int]) -> Tensor:
+        """Frames at the network's size; the last ones are kept, as a frame's value is encoded after its key."""
+        if self._last is None or self._last[0] != indices:
+            frames = torch.stack([self.frames[i] for i in indices]).to(self.device, torch.float32)
+            scaled = self.geometry.frames_in(frames).contiguous(memory_format=torch.channels_last)
+            self._last = (indices, scaled)
+        return self._last[1]
 
     def _name(self, t: int) -> Hashable:
         content = self.frames[t].detach().cpu().contiguous().numpy().tobytes()

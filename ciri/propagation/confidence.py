@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.frames import widen
+
 #: A pixel that may be target although the mask leaves it out.
 POSSIBLE = 0.1
 
@@ -27,7 +29,7 @@ def mask_confidence(probs: Tensor, explained: Tensor) -> Tensor:
         explained: float32 (k, 1, gh, gw) in [0, 1], see :class:`ciri.propagation.memory.Attention`.
     """
     # the strongest pixel in reach stands for an edge pixel
-    peak = F.max_pool2d(probs, 3, stride=1, padding=1)
+    peak = widen(widen(probs, 2), 3)
     possible = (probs > POSSIBLE).float()
     certainty = _mean(2 * peak.sub(0.5).abs(), possible)
     cells = F.avg_pool2d((probs > 0.5).float(), probs.shape[-1] // explained.shape[-1])

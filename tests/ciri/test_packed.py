@@ -1,0 +1,58 @@
+"""Packed convolutions against PyTorch's."""
+
+import pytest
+import torch
+from torch import nn
+
+from ciri import packed
+
+
+@pytest.fixture(autouse=True)
+def _needs_onednn():
+    if not packed.available():
+        pytest.skip("this build of PyTorch cannot pack weights")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (1, {}),
+        (3, {"padding": 1}),
+        (3, {"padding": 1, "bias": False}),
+        (7, {"padding": 3, "stride": 2}),
+        (3, {"padding": 2, "dilation": 2}),
+        (3, {"padding": (0, 1), "groups": 8}),
+    ],
+)
+def test_it_computes_the_convolution_whatever_the_size(kernel, options):
+    torch.manual_seed(0)
+    tree = nn.Sequential(nn.Conv2d(16, 24, kernel, **options)).to(torch.bfloat16).requires_grad_(False)
+    images = [torch.randn(shape).bfloat16() for shape in ((1, 16, 30, 54), (3, 16, 9, 11), (1, 16, 120, 7))]
+    images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+    expected = [tree(image) for image in images]
+    packed.pack_convolutions(tree)
+    assert isinstance(tree[0], packed.PackedConv2d)
+    for image, one in zip(images, expected, strict=True):
+        # other sizes may be summed by another kernel, in another order
+        torch.testing.assert_close(tree(image), one, rtol=0.01, atol=0.01)
+
+
+def test_only_bfloat16_is_packed_and_nothing_where_the_build_cannot(monkeypatch):
+    tree = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect").bfloat16())
+    packed.pack_convolutions(tree)
+    assert [type(child) for child in tree] == [nn.Conv2d, nn.Conv2d]
+    monkeypatch.setattr(packed, "available", lambda: False)
+    tree = nn.Sequential(nn.Conv2d(3, 4, 3)).bfloat16()
+    packed.pack_convolutions(tree)
+    assert type(tree[0]) is nn.Conv2d
+
+
+def test_a_build_without_the_functions_is_told(monkeypatch):
+    packed.available.cache_clear()
+
+    def refuses(self, x):
+        raise AttributeError("no such function")
+
+    monkeypatch.setattr(packed.PackedConv2d, "forward", refuses)
+    assert not packed.available()
+    packed.available.cache_clear()
