@@ -9,36 +9,56 @@ PyTorch lacks them or they answer otherwise, the convolution stays as it is. Inf
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+Pair = tuple[int, int]
+Activation = tuple[str, tuple[float, ...], str]
+
+#: What may follow a convolution at no cost, as oneDNN calls it.
+NOTHING: Activation = ("none", (), "")
+RELU6: Activation = ("hardtanh", (0.0, 6.0), "")
 
 
 class PackedConv2d(nn.Module):
     """The same function as a convolution of bfloat16 weights, bit for bit.
 
     Args:
-        conv: the convolution; see :func:`suits`.
+        weight: (o, c / groups, kernel, kernel).
+        bias: (o,) or None.
+        padding, stride, dilation: of rows and columns.
 
     Attributes:
         weight: as it was, until the first call rearranges it; then only this class can read it.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, padding: Pair, stride: Pair, dilation: Pair = (1, 1), groups: int = 1
+    ) -> None:
         super().__init__()
-        self.weight = conv.weight.detach()
-        self._bias = None if conv.bias is None else conv.bias.detach()
-        assert not isinstance(conv.padding, str)
-        self._shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.weight = weight.detach()
+        self._bias = None if bias is None else bias.detach()
+        self._padding, self._more = padding, (stride, dilation, groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, o, h', w')."""
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> PackedConv2d:
+        """For a convolution that :func:`suits`."""
+        assert not isinstance(conv.padding, str)
+        pairs = [(pair[0], pair[1]) for pair in (conv.padding, conv.stride, conv.dilation)]
+        return cls(conv.weight, conv.bias, pairs[0], pairs[1], pairs[2], conv.groups)
+
+    def forward(self, x: Tensor, padding: Pair | None = None, activation: Activation = NOTHING) -> Tensor:
+        """(b, c, h, w) -> (b, o, h', w'), with another padding if one is given."""
+        padding = self._padding if padding is None else padding
         if not self.weight.is_mkldnn:
             # the kernel, and with it the layout, is chosen for the first input; others are right as well
-            pack = torch._C._nn.mkldnn_reorder_conv2d_weight  # type: ignore[attr-defined]
-            self.weight = pack(self.weight.to_mkldnn(), *self._shape, x.shape)
+            pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+            self.weight = pack(self.weight.to_mkldnn(), padding, *self._more, x.shape)
         convolve = torch.ops.mkldnn._convolution_pointwise
-        out: Tensor = convolve(x, self.weight, self._bias, *self._shape, "none", [], "")
+        out: Tensor = convolve(x, self.weight, self._bias, padding, *self._more, *activation)
         return out
 
 
@@ -59,17 +79,24 @@ def available() -> bool:
     conv = nn.Conv2d(8, 8, 3, 2, 1).to(torch.bfloat16).requires_grad_(False)
     image = torch.linspace(-1, 1, 8 * 81).view(1, 8, 9, 9).bfloat16().contiguous(memory_format=torch.channels_last)
     try:
-        return torch.equal(PackedConv2d(conv)(image), conv(image))
+        clamped = PackedConv2d.of(conv)(image, activation=RELU6)
+        return torch.equal(PackedConv2d.of(conv)(image), conv(image)) and torch.equal(clamped, F.relu6(conv(image)))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
 
 
 def pack_convolutions(module: nn.Module) -> None:
-    """Replace every convolution in a module that suits, in place, where :func:`available`."""
+    """Replace every convolution in a module that suits, in place, where :func:`available`.
+
+    Modules of other kinds that convolve may have a method ``pack``, which is called.
+    """
+    if not available():
+        return
     for name, child in list(module.named_children()):
         if suits(child):
-            if available():
-                assert isinstance(child, nn.Conv2d)
-                setattr(module, name, PackedConv2d(child))
+            assert isinstance(child, nn.Conv2d)
+            setattr(module, name, PackedConv2d.of(child))
+        elif callable(pack := getattr(child, "pack", None)):
+            pack()
         else:
             pack_convolutions(child)

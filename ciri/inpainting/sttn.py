@@ -79,9 +79,7 @@ class Block(nn.Module):
         self.attention = PatchAttention()
         self.feed_forward = FeedForward()
 
-    def forward(
-        self, x: Tensor, local: int | None = None, holes: Tensor | None = None, some: int = MANY
-    ) -> Tensor:
+    def forward(self, x: Tensor, local: int | None = None, holes: Tensor | None = None, some: int = MANY) -> Tensor:
         """Map features (B, T, C, h, w) to the same, or to those of the first ``local`` frames only.
 
         ``some`` frames at a time pass through the convolutions.
@@ -101,9 +99,7 @@ class PatchAttention(nn.Module):
         self.value_embedding = nn.Conv2d(CHANNELS, CHANNELS, 1)
         self.output_linear = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1), nn.LeakyReLU(SLOPE, inplace=True))
 
-    def forward(
-        self, x: Tensor, local: int | None = None, holes: Tensor | None = None, some: int = MANY
-    ) -> Tensor:
+    def forward(self, x: Tensor, local: int | None = None, holes: Tensor | None = None, some: int = MANY) -> Tensor:
         """Attend.
 
         Args:

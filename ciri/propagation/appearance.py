@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
 #: Random features of a pixel.
 RANDOM_FEATURES = 192
@@ -94,7 +95,7 @@ class AppearanceModel:
         linear, hidden_weights = self._weights[RANDOM_FEATURES:-1], self._weights[:RANDOM_FEATURES]
         # blocks that stay in the cache: three times as fast as all pixels at once
         blocks = [
-            self._hidden(block) @ hidden_weights + block @ linear
+            _product(self._hidden(block), hidden_weights) + _product(block, linear)
             for block in np.split(inputs, range(BLOCK, len(inputs), BLOCK))
         ]
         scores[region] = np.concatenate(blocks) + self._weights[-1]
@@ -119,7 +120,7 @@ class AppearanceModel:
 
     def _hidden(self, inputs: np.ndarray) -> np.ndarray:
         """(n, d + 2) to (n, r)."""
-        hidden = inputs @ self._project
+        hidden = _product(inputs, self._project)
         hidden += self._shift
         return np.maximum(hidden, 0, out=hidden)
 
@@ -136,12 +137,19 @@ class AppearanceModel:
         x = self._expand(self._inputs(features, where, index))
         y = 2 * mask.ravel()[index] - 1
         weighted = x * share[:, None].astype(np.float32)
-        return np.concatenate([weighted.T @ x, (weighted.T @ y)[:, None]], axis=1)
+        return _product(weighted.T, np.concatenate([x, y[:, None]], axis=1))
 
     def _solve(self) -> None:
         equations = (self._key + RECENT_WEIGHT * self._recent).astype(np.float64)
         square = equations[:, :-1] + RIDGE * np.eye(len(equations))
-        self._weights = np.linalg.solve(square, equations[:, -1]).astype(np.float32)
+        solved = torch.linalg.solve(torch.from_numpy(square), torch.from_numpy(equations[:, -1]))
+        self._weights = solved.numpy().astype(np.float32)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The matrix product a b by PyTorch: the threads of NumPy's would wait actively, and take the cores from it."""
+    product: np.ndarray = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    return product
 
 
 def _sample_weights(mask: np.ndarray, where: Placement) -> np.ndarray:

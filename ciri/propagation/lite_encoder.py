@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciri.packed import NOTHING, RELU6, PackedConv2d
+
 #: EfficientNet-Lite0's inverted residual blocks: (kernel, stride, expansion, output channels), Table 1 of the paper
 #: with the Lite changes. The classifier's last convolution is not needed.
 LITE0_BLOCKS = (
@@ -39,6 +41,7 @@ class ScaledConv(nn.Module):
     """
 
     scale: nn.Parameter | None
+    _packed: PackedConv2d | None
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, depthwise: bool = False) -> None:
         super().__init__()
@@ -48,10 +51,12 @@ class ScaledConv(nn.Module):
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         self.scale = nn.Parameter(torch.ones(outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
+        self._packed = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, clamp: bool = False) -> Tensor:
+        """Convolve; with ``clamp``, a ReLU6 follows."""
         height, width = x.shape[-2:]
-        return self.convolve(x, (*self.padding(width), *self.padding(height)))
+        return self.convolve(x, (*self.padding(width), *self.padding(height)), clamp=clamp)
 
     def padding(self, size: int) -> tuple[int, int]:
         """How many zeros "same" puts before and behind a side of this length.
@@ -61,13 +66,21 @@ class ScaledConv(nn.Module):
         total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
         return total // 2, total - total // 2
 
-    def convolve(self, x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-        """Convolve with so many zeros to the left, right, top and bottom."""
-        weight = self.weight if self.scale is None else self.weight * self.scale[:, None, None, None]
+    def convolve(self, x: Tensor, padding: tuple[int, int, int, int], *, clamp: bool = False) -> Tensor:
+        """Convolve with so many zeros to the left, right, top and bottom; with ``clamp``, a ReLU6 follows."""
         left, right, top, bottom = padding
-        if left == right and top == bottom:
-            return F.conv2d(x, weight, self.bias, self.stride, (top, left), groups=self.groups)
-        return F.conv2d(F.pad(x, padding), weight, self.bias, self.stride, groups=self.groups)
+        if left != right or top != bottom:
+            x, left, top = F.pad(x, padding), 0, 0
+        if self._packed is not None:
+            return self._packed(x, (top, left), RELU6 if clamp else NOTHING)
+        weight = self.weight if self.scale is None else self.weight * self.scale[:, None, None, None]
+        out = F.conv2d(x, weight, self.bias, self.stride, (top, left), groups=self.groups)
+        return F.relu6(out, inplace=True) if clamp else out
+
+    def pack(self) -> None:
+        """Keep the folded weights as the processor reads them; see :mod:`ciri.packed`."""
+        assert self.scale is None, "fold first"
+        self._packed = PackedConv2d(self.weight, self.bias, (0, 0), (self.stride, self.stride), groups=self.groups)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -114,9 +127,9 @@ class InvertedResidual(nn.Module):
         before = conv.padding(height)[0]
         first, last = top * conv.stride - before, (bottom - 1) * conv.stride - before + conv.kernel
         seen = x[..., max(first, 0) : min(last, height), :]
-        out = seen if self.expand is None else F.relu6(self.expand(seen), inplace=True)
+        out = seen if self.expand is None else self.expand(seen, clamp=True)
         padding = (*conv.padding(int(x.shape[-1])), max(-first, 0), max(last - height, 0))
-        out = self.project(F.relu6(conv.convolve(out, padding), inplace=True))
+        out = self.project(conv.convolve(out, padding, clamp=True))
         return out + x[..., top:bottom, :] if self.shortcut else out
 
 
@@ -133,7 +146,7 @@ class Lite0Encoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        x = F.relu6(self.stem(frames * 2 - 1), inplace=True)
+        x = self.stem(frames * 2 - 1, clamp=True)
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ciri import packed
+from ciri.propagation.lite_encoder import ScaledConv
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +57,20 @@ def test_a_build_without_the_functions_is_told(monkeypatch):
     monkeypatch.setattr(packed.PackedConv2d, "forward", refuses)
     assert not packed.available()
     packed.available.cache_clear()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "depthwise"), [(1, 1, False), (3, 2, True), (5, 1, True), (3, 2, False)])
+def test_scaled_convolutions_pack_themselves(kernel, stride, depthwise):
+    torch.manual_seed(0)
+    conv = ScaledConv(16, 16, kernel, stride, depthwise=depthwise)
+    conv.bias.data.normal_()
+    conv.fold()
+    tree = nn.Sequential(conv).to(torch.bfloat16).requires_grad_(False)
+    images = [torch.randn(1, 16, *size).bfloat16() * 9 for size in ((20, 31), (8, 8))]
+    expected = [[conv(image, clamp=clamp) for clamp in (False, True)] for image in images]
+    assert expected[0][0].min() < 0 and expected[0][0].max() > 6
+    packed.pack_convolutions(tree)
+    assert "_packed" in dict(conv.named_children())
+    for image, (plain, clamped) in zip(images, expected, strict=True):
+        torch.testing.assert_close(conv(image), plain, rtol=0.01, atol=0.01)
+        torch.testing.assert_close(conv(image, clamp=True), clamped, rtol=0.01, atol=0.01)
