@@ -179,6 +179,7 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--mask-frame", 3, "--mask-frame", 4], "1 --mask but 2 --mask-frame"),
         (["remove", frames, *given, "--mask", mask], "2 --mask but 0 --mask-frame"),
         (["remove", frames, *given, "--keep", mask], "to stay lies within what is to be removed"),
+        (["remove", frames, "--masks", scene / "masks", "--mask-frame", 3, "-o", out], "Both --mask-frame and --masks"),
         (["remove", frames, "--masks", scene / "masks", "--keep", mask, "-o", out], "Both --keep and --masks"),
         (["remove", frames, *given, "--mask-frame", 99], "outside the clip"),
         (["remove", frames, *given, "--start", 4, "--mask-frame", 2], "lies before --start"),
