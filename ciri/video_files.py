@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 
 from ciri.errors import MediaError
+from ciri.replacing import replacing
 from ciri.video_sound import CopiedSound, EncodedSound, count_sounds
 
 try:
@@ -104,22 +104,6 @@ def write_video(
         return map(_even, images())
 
     return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even(), fps))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a hidden file beside the target, which takes its place once it is whole.
-
-    What was there before, be it an earlier result or the very video that is read, outlives a failure that way.
-    """
-    # a link keeps leading to where it led
-    target = path.resolve()
-    part = target.with_name(f".{target.stem}.part{target.suffix}")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _even(image: np.ndarray) -> np.ndarray:
@@ -231,7 +215,7 @@ def _encode(
     moments, fps, notes = _timing(path, source, fps)
     with ExitStack() as stack:
         options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
-        part = stack.enter_context(_replacing(path))
+        part = stack.enter_context(replacing(path, path.suffix))
         container = stack.enter_context(av.open(str(part), "w", options=options))
         stream = _picture_stream(container, path, first, fps, colour)
         if source and source.pixel_aspect != 1:
@@ -319,7 +303,7 @@ def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndar
 def _write_opencv(path: Path, images: Iterator[np.ndarray], fps: Fraction) -> list[str]:
     first = next(images)
     codec = _OPENCV_CODECS[path.suffix.lower()]
-    with _replacing(path) as part:
+    with replacing(path, path.suffix) as part:
         writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
         try:
             if not writer.isOpened():

@@ -1,11 +1,10 @@
-import json
 import math
 
 import pytest
 import torch
 
 from ciri.errors import CheckpointError, TrainingError
-from ciri.training.run import RunFolder, fit, write_atomically
+from ciri.training.run import RunFolder, fit
 
 SETTINGS = {"what": "line", "seed": 1}
 
@@ -233,16 +232,3 @@ def test_curves_are_cut_at_the_restored_step_and_drawn(tmp_path):
     assert run.curves.read()["psnr"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     run.curves.draw()
     assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_a_failed_write_leaves_the_target(tmp_path):
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def fail(path):
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_atomically(target, fail)
-    assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["file"]
-    assert json.loads(json.dumps(SETTINGS)) == SETTINGS
