@@ -3,6 +3,7 @@
 A run is a folder::
 
     run.json              what is trained, with which settings; a folder of another run is refused
+    run.lock              held by the process that trains, until it ends
     checkpoints/*.pt      the newest few states, each named by its step
     curves.csv, .png      every logged value
     samples/              pictures that the trainer wrote
@@ -26,6 +27,7 @@ from ciri.progress import OnStep, ignore
 from ciri.replacing import replacing
 from ciri.training.curves import Curves
 from ciri.training.distributed import Team, agree, mean_values, wait_for_all
+from ciri.training.lock import lock
 
 
 class Stateful(Protocol):
@@ -46,7 +48,8 @@ class RunFolder:
         writes: False in all but the first process of a distributed run: the folder is there, and only read.
 
     Raises:
-        TrainingError: the folder belongs to a run with other settings, or cannot be written.
+        TrainingError: the folder belongs to a run with other settings, is in use by another process, or cannot be
+            written.
     """
 
     def __init__(self, path: Path | str, settings: Mapping[str, Any], *, keep: int = 2, writes: bool = True) -> None:
@@ -60,6 +63,7 @@ class RunFolder:
         try:
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
+            lock(self.path)
         except OSError as error:
             raise TrainingError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         self._claim(json.loads(json.dumps(dict(settings))))

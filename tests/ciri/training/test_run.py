@@ -1,10 +1,18 @@
 import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from ciri.errors import CheckpointError, TrainingError
-from ciri.training.run import RunFolder, fit
+from ciri.training.distributed import Team
+from ciri.training.run import RunFolder, fit, open_run
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 SETTINGS = {"what": "line", "seed": 1}
 
@@ -214,6 +222,42 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     RunFolder(tmp_path, SETTINGS)
     with pytest.raises(TrainingError, match="'seed' is 1 there and 2 here"):
         RunFolder(tmp_path, {**SETTINGS, "seed": 2})
+
+
+#: Opens a run's folder, starts a process of its own as those that make samples are, and goes on until it is killed.
+TRAINS = """
+import multiprocessing, sys, time
+from ciri.training.run import RunFolder
+RunFolder(sys.argv[1], {"what": "line", "seed": 1})
+if "fork" in multiprocessing.get_all_start_methods():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    print(worker.pid, flush=True)
+print("trains", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder_and_a_killed_one_blocks_nobody(tmp_path):
+    command = [sys.executable, "-c", TRAINS, str(tmp_path / "run")]
+    workers = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            while (line := other.stdout.readline().strip()) != "trains":
+                workers.append(int(line))
+            with pytest.raises(TrainingError, match=f"Another training is writing into .*run .process {other.pid} on"):
+                RunFolder(tmp_path / "run", SETTINGS)
+            RunFolder(tmp_path / "another", SETTINGS)
+            # of several processes of one training, only the first writes
+            assert not open_run(tmp_path / "run", SETTINGS, Team(1, 2, "cpu")).writes
+            other.kill()
+            other.wait()
+            run = RunFolder(tmp_path / "run", SETTINGS)
+            assert RunFolder(tmp_path / "run", SETTINGS).save(1, 0.0, {}) and run.saved_steps() == [1]
+        finally:
+            other.kill()
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
