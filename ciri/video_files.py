@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ Images = Callable[[], Iterator[np.ndarray]]
 
 #: Of a frame, how far its time may be off before frames count as not equally long.
 _REGULAR = 0.25
+#: A file is cut off where more than each of these is missing at its end: what healthy ones announce is off by a little.
+_FRAMES_OFF, _SECONDS_OFF, _SHARE_OFF = 5, 0.25, 0.02
 #: Unit of times that are not multiples of one frame: the clock of MPEG.
 _TICK = Fraction(1, 90000)
 
@@ -64,14 +67,17 @@ class VideoFacts:
     bits: int = 8
 
 
-def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts]:
-    """Return frames start, start + 1, ... as uint8 (H, W, 3) RGB, upright, and the file's facts.
+def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts, list[str]]:
+    """Return frames start, start + 1, ... as uint8 (H, W, 3) RGB, upright, the file's facts, and notes.
 
     Raises:
         MediaError: no video that can be decoded.
     """
     stop = None if count is None else start + count
-    return _read_av(path, start, stop) if av else _read_opencv(path, start, stop)
+    if av:
+        return _read_av(path, start, stop)
+    # how long a file should be OpenCV only estimates
+    return *_read_opencv(path, start, stop), []
 
 
 def write_video(
@@ -121,9 +127,10 @@ def _exact() -> Any:
     )
 
 
-def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
+def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts, list[str]]:
     images: list[np.ndarray] = []
     times: list[Fraction | None] = []
+    notes: list[str] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -139,9 +146,42 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
                 times.append(None if _reordered(container, stream) else _shown_at(frame))
                 image = frame.to_ndarray(format="rgb24", interpolation=_exact())
                 images.append(np.ascontiguousarray(np.rot90(image, turns)))
+            if images and (stop is None or start + len(images) < stop):
+                missing = _missing_after(frame, _announced_end(container, stream), facts.fps)
+                if missing:
+                    notes.append(
+                        f"{path.name} lacks its last {missing:.1f} s, as files do that are cut off or damaged; what is "
+                        "there was read. Fetch or export it again if you need the rest."
+                    )
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
-    return images, replace(facts, times=_trusted(times))
+    return images, replace(facts, times=_trusted(times)), notes
+
+
+def _missing_after(last: Any, end: Fraction | None, fps: Fraction) -> float:
+    """Seconds from the last frame that a file holds to the end that it announces; 0 where they are few.
+
+    Frames are not counted: containers estimate how many there are, or count those that a trimmed file does not show.
+    """
+    shown, length = _shown_at(last), getattr(last, "duration", None)
+    if end is None or shown is None or length is None:  # PyAV before 15 does not say how long a frame is shown
+        return 0.0
+    missing = float(end - shown - max(length * last.time_base, 1 / fps))
+    return missing if missing > max(_FRAMES_OFF / float(fps), _SECONDS_OFF, _SHARE_OFF * float(end)) else 0.0
+
+
+def _announced_end(container: Any, stream: Any) -> Fraction | None:
+    """When a file says that its picture ends, in seconds on its clock; None where it does not say."""
+    if container.format.name == "avi":  # what FFmpeg calls its duration goes by how large the file is
+        return stream.frames / stream.average_rate if stream.average_rate else None
+    if stream.frames and stream.duration:  # from an index; durations without one may be estimates
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    # what Matroska and WebM say of the whole file may be the length of a sound
+    said = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if said is None:
+        return None
+    hours, minutes, seconds = map(Fraction, said.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _with_looks(facts: VideoFacts, stream: Any, frame: Any, turns: int) -> VideoFacts:

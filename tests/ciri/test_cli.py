@@ -209,6 +209,17 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(scene, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+def test_what_a_video_lacks_is_said(scene, tmp_path, capsys):
+    clip, video = media.read_clip(scene / "frames").frames, tmp_path / "clip.mkv"
+    media.write_clip(video, clip.repeat(5, 1, 1, 1))
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    call = ["propagate", video, "--mask", scene / "masks" / "00000.png", "--propagator", "flow", "-o", tmp_path / "out"]
+    code, said = run(capsys, *call)
+    assert code == 0 and "note: clip.mkv lacks its last" in said
+    code, said = run(capsys, *call[:2], "--frames", 10, *call[2:-1], tmp_path / "ten")
+    assert code == 0 and "clip.mkv lacks" not in said
+
+
 @pytest.mark.parametrize("argument", ["-o", "--save-masks", "--overlay"])
 def test_a_folder_with_frames_of_a_longer_run_is_refused(scene, tmp_path, capsys, argument):
     call = ["remove", scene / "frames", "--masks", scene / "masks", "--frames", 2]
