@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ciri.errors import CheckpointError
+from ciri.replacing import replacing
 from ciri.signatures import TensorInfo, identify, signature_of
 
 #: File name endings that are read. Anything else is refused by name.
@@ -189,16 +190,13 @@ def write_safetensors(
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # tensors that share memory (tied weights) are written twice: the format has no aliases
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

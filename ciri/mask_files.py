@@ -114,10 +114,12 @@ def _read_mask_video(path: Path, start: int, count: int | None, clip: Clip | Non
     if clip is not None and start:
         frames = len(clip.frames)
         # one more than is needed shows whether the video is longer
-        masks = read_clip(path, count=frames + 1).frames
-        if len(masks) == frames:
-            return masks.mean(1, keepdim=True), [f"The first mask of {path.name} was taken for frame {start}."]
-    return read_clip(path, start=start, count=count).frames.mean(1, keepdim=True), []
+        read = read_clip(path, count=frames + 1)
+        if len(read.frames) == frames:
+            notes = [f"The first mask of {path.name} was taken for frame {start}.", *read.notes]
+            return read.frames.mean(1, keepdim=True), notes
+    read = read_clip(path, start=start, count=count)
+    return read.frames.mean(1, keepdim=True), read.notes
 
 
 def _mask_files(files: list[Path], start: int, count: int | None, clip: Clip | None) -> tuple[list[Path], list[str]]:

@@ -36,6 +36,7 @@ class Clip:
         video: facts of the video file that it came from, or None.
         bits: of a colour in the source.
         total: how many frames the folder that it came from holds; None for a video.
+        notes: sentences for the person who reads it (what a damaged video lacks).
     """
 
     frames: Tensor
@@ -45,6 +46,7 @@ class Clip:
     video: VideoFacts | None = None
     bits: int = 8
     total: int | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -71,7 +73,7 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
     if path.suffix.lower() in IMAGE_SUFFIXES:
         image, bits = _read_colour(path)
         return Clip(_to_tensor([image]), names=[path.stem], bits=bits)
-    images, facts = read_video(path, start, count)
+    images, facts, notes = read_video(path, start, count)
     if not images:
         raise MediaError(f"{path} has no frame {start}; it ends before.")
     # recordings of calls and of screens may change their size on the way
@@ -81,7 +83,7 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
                 f"{path} changes from {_size(images[0])} to {_size(image)} at frame {index}; all frames of a clip must "
                 "have one size. Encode it anew in one size, or read a part that has one."
             )
-    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts, bits=facts.bits)
+    return Clip(_to_tensor(images), fps=float(facts.fps), start=start, video=facts, bits=facts.bits, notes=notes)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -85,7 +85,7 @@ def remove_object(
             frame show several objects: see :func:`ciri.propagation.objects.follow`.
         keep: (H, W) or (N, H, W) in [0, 1], what comes close to the object and is to stay, painted on the frame of the
             first mask: it is followed too, and what belongs to it is not removed. Not with ``masks``.
-        masks: (T, H, W) or (T, 1, H, W), the object in every frame; nothing is propagated then.
+        masks: (T, H, W) or (T, 1, H, W), the object in every frame, instead of ``first_mask``; nothing is propagated.
         bridge: where ``masks`` drop out for some frames, the propagator carries those of the frames around there
             (:mod:`ciri.refinement.bridging`). Refinement does so in any case, if it is given a propagator.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
@@ -98,7 +98,8 @@ def remove_object(
         on_step: progress callback over all stages; may raise to stop.
 
     Raises:
-        ClipError, MaskError: the frames or the masks cannot be used; ``keep`` with ``masks``, or ``bridge`` without.
+        ClipError, MaskError: the frames or the masks cannot be used; ``first_mask`` or ``keep`` with ``masks``, or
+            ``bridge`` without.
         CiriError: refinement without a detector, or in a mode that this propagator does not allow; bridging without a
             propagator.
     """
@@ -106,6 +107,8 @@ def remove_object(
         raise CiriError("Refinement needs a residue detector that says what is left; give one, or leave refine out.")
     if refine is not None:
         _check_refinable(refine, propagator)
+    if masks is not None and first_mask is not None:
+        raise MaskError("Both first_mask and masks: give the mask of one frame, or a mask for every frame.")
     if masks is not None and keep is not None:
         raise MaskError("Masks for every frame say what stays, too: leave keep out, and erase it in the masks.")
     if bridge and masks is None:
@@ -130,7 +133,7 @@ def remove_object(
     if attention is not None:
         began, before = time.perf_counter(), share
         share += (1 - share) * _ATTENTION_SHARE
-        index, example, known = _annotation(frames, first_mask, key_frames if masks is None else (), track.probs)
+        index, example, known = _annotation(frames, first_mask, key_frames, track.probs)
         corrected = inactivation_map(
             frames,
             example[None],
@@ -153,10 +156,8 @@ def remove_object(
     removal = Removal(cleaned, track, list(track.notes), timings)
     if refine is not None:
         settings = replace(refine, grow=grow, feather=feather, crop=crop)
-        keys = key_frames if masks is None else ()
-        _refine(
-            frames, first_mask, keys, removal, backbone, detector, propagator, settings, part(whole, _REFINED_FROM, 1)
-        )
+        step = part(whole, _REFINED_FROM, 1)
+        _refine(frames, first_mask, key_frames, removal, backbone, detector, propagator, settings, step)
     return removal
 
 
@@ -221,7 +222,7 @@ def _annotation(
     frames: Tensor, first_mask: Tensor | None, key_frames: Sequence[int], probs: Tensor
 ) -> tuple[int, Tensor, list[int]]:
     """Return a frame whose mask is known, that mask (1, H, W), and all frames whose masks are."""
-    if key_frames and first_mask is not None:
+    if first_mask is not None:
         annotated, _ = check_masks(first_mask, *frames.shape[2:], what="first mask")
         known = check_key_frames(key_frames, len(annotated), len(frames), repeated=True)
         # several masks of one frame show several objects

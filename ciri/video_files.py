@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from ciri.errors import MediaError
+from ciri.replacing import replacing
 from ciri.video_sound import CopiedSound, EncodedSound, count_sounds
 
 try:
@@ -36,6 +37,8 @@ Images = Callable[[], Iterator[np.ndarray]]
 
 #: Of a frame, how far its time may be off before frames count as not equally long.
 _REGULAR = 0.25
+#: A file is cut off where more than each of these is missing at its end: what healthy ones announce is off by a little.
+_FRAMES_OFF, _SECONDS_OFF, _SHARE_OFF = 5, 0.25, 0.02
 #: Unit of times that are not multiples of one frame: the clock of MPEG.
 _TICK = Fraction(1, 90000)
 
@@ -64,14 +67,17 @@ class VideoFacts:
     bits: int = 8
 
 
-def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts]:
-    """Return frames start, start + 1, ... as uint8 (H, W, 3) RGB, upright, and the file's facts.
+def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarray], VideoFacts, list[str]]:
+    """Return frames start, start + 1, ... as uint8 (H, W, 3) RGB, upright, the file's facts, and notes.
 
     Raises:
         MediaError: no video that can be decoded.
     """
     stop = None if count is None else start + count
-    return _read_av(path, start, stop) if av else _read_opencv(path, start, stop)
+    if av:
+        return _read_av(path, start, stop)
+    # how long a file should be OpenCV only estimates
+    return *_read_opencv(path, start, stop), []
 
 
 def write_video(
@@ -106,22 +112,6 @@ def write_video(
     return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even(), fps))
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a hidden file beside the target, which takes its place once it is whole.
-
-    What was there before, be it an earlier result or the very video that is read, outlives a failure that way.
-    """
-    # a link keeps leading to where it led
-    target = path.resolve()
-    part = target.with_name(f".{target.stem}.part{target.suffix}")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _even(image: np.ndarray) -> np.ndarray:
     image = np.stack([image] * 3, -1) if image.ndim == 2 else image
     return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
@@ -137,9 +127,10 @@ def _exact() -> Any:
     )
 
 
-def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
+def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts, list[str]]:
     images: list[np.ndarray] = []
     times: list[Fraction | None] = []
+    notes: list[str] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -155,9 +146,42 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
                 times.append(None if _reordered(container, stream) else _shown_at(frame))
                 image = frame.to_ndarray(format="rgb24", interpolation=_exact())
                 images.append(np.ascontiguousarray(np.rot90(image, turns)))
+            if images and (stop is None or start + len(images) < stop):
+                missing = _missing_after(frame, _announced_end(container, stream), facts.fps)
+                if missing:
+                    notes.append(
+                        f"{path.name} lacks its last {missing:.1f} s, as files do that are cut off or damaged; what is "
+                        "there was read. Fetch or export it again if you need the rest."
+                    )
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
-    return images, replace(facts, times=_trusted(times))
+    return images, replace(facts, times=_trusted(times)), notes
+
+
+def _missing_after(last: Any, end: Fraction | None, fps: Fraction) -> float:
+    """Seconds from the last frame that a file holds to the end that it announces; 0 where they are few.
+
+    Frames are not counted: containers estimate how many there are, or count those that a trimmed file does not show.
+    """
+    shown, length = _shown_at(last), getattr(last, "duration", None)
+    if end is None or shown is None or length is None:  # PyAV before 15 does not say how long a frame is shown
+        return 0.0
+    missing = float(end - shown - max(length * last.time_base, 1 / fps))
+    return missing if missing > max(_FRAMES_OFF / float(fps), _SECONDS_OFF, _SHARE_OFF * float(end)) else 0.0
+
+
+def _announced_end(container: Any, stream: Any) -> Fraction | None:
+    """When a file says that its picture ends, in seconds on its clock; None where it does not say."""
+    if container.format.name == "avi":  # what FFmpeg calls its duration goes by how large the file is
+        return stream.frames / stream.average_rate if stream.average_rate else None
+    if stream.frames and stream.duration:  # from an index; durations without one may be estimates
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    # what Matroska and WebM say of the whole file may be the length of a sound
+    said = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if said is None:
+        return None
+    hours, minutes, seconds = map(Fraction, said.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _with_looks(facts: VideoFacts, stream: Any, frame: Any, turns: int) -> VideoFacts:
@@ -231,7 +255,7 @@ def _encode(
     moments, fps, notes = _timing(path, source, fps)
     with ExitStack() as stack:
         options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
-        part = stack.enter_context(_replacing(path))
+        part = stack.enter_context(replacing(path, path.suffix))
         container = stack.enter_context(av.open(str(part), "w", options=options))
         stream = _picture_stream(container, path, first, fps, colour)
         if source and source.pixel_aspect != 1:
@@ -319,7 +343,7 @@ def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndar
 def _write_opencv(path: Path, images: Iterator[np.ndarray], fps: Fraction) -> list[str]:
     first = next(images)
     codec = _OPENCV_CODECS[path.suffix.lower()]
-    with _replacing(path) as part:
+    with replacing(path, path.suffix) as part:
         writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*codec), float(fps), first.shape[1::-1])
         try:
             if not writer.isOpened():

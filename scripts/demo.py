@@ -128,6 +128,8 @@ def set_input(graph: dict, kind: str, name: str, value: str) -> None:
 
 def as_video(path: Path, clip: Clip, folder: Path) -> Path:
     """The clip as a file that ComfyUI can load and save again: a video with even sides."""
+    for note in clip.notes:
+        print(f"note: {note}")
     height, width = clip.frames.shape[2:]
     if clip.video and height % 2 == 0 and width % 2 == 0:
         return path

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,8 @@ def test_a_folder_or_an_odd_clip_becomes_a_video_with_even_sides(tmp_path, capsy
     video = demo.as_video(folder, read_clip(folder), tmp_path)
     assert read_clip(video).frames.shape == (2, 3, 10, 16) and "16x10" in capsys.readouterr().out
     assert demo.as_video(video, read_clip(video), tmp_path / "other") == video
+    demo.as_video(video, replace(read_clip(video), notes=["half of it is missing"]), tmp_path)
+    assert "note: half of it is missing" in capsys.readouterr().out
 
 
 def test_local_psnr_counts_what_the_object_hid():

@@ -83,7 +83,7 @@ def choose_device(name: str) -> Any:
 
 
 def read_input(args: argparse.Namespace) -> Any:
-    """Read the clip, and refuse folders for it to be written to that hold images of another one.
+    """Read the clip, say what is to be said of it, and refuse folders to write to that hold images of another one.
 
     Raises:
         MediaError: see :func:`ciri.media.read_clip` and :func:`ciri.media.check_leftovers`.
@@ -91,6 +91,8 @@ def read_input(args: argparse.Namespace) -> Any:
     from ciri import media
 
     clip = media.read_clip(args.input, start=args.start, count=args.frames)
+    # now, not at the end: nobody waits minutes for half a clip unknowingly
+    show_notes(clip.notes)
     for path in _outputs(args).values():
         media.check_leftovers(path, clip)
     return clip

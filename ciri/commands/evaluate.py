@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> None:
     """Run what is missing, score, write.
 
     Raises:
-        CiriError: no case, an unknown model, a weight file that is no such thing, or nothing could be measured.
+        CiriError: no case, an unknown model, a weight file that is no such thing or of no model that is run, or nothing
+            could be measured.
     """
     from ciri.evaluation import cases as on_disk
     from ciri.evaluation.markdown import write_markdown
@@ -132,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
         true_masks=args.true_masks,
         refined=args.refine,
     )
+    metrics = load_metrics(args, models)
+    models.check_used()
     for name, _ in args.results:
         if name in {method.backbone for method in methods}:
             raise EvaluationError(
@@ -145,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise EvaluationError(f"--out {args.out} cannot be made a folder: {error.strerror or error}.") from None
     settings = Settings(args.frames, args.grow, args.feather)
-    runner = Runner(args.out, models, settings, load_metrics(args, models), dict(args.results), args.fresh)
+    runner = Runner(args.out, models, settings, metrics, dict(args.results), args.fresh)
     with shared.progress("evaluating") as bar:
         records, failures = runner.run(cases, methods, bar)
     curves: Any = {}

@@ -92,6 +92,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.masks and args.mask:
         raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
+    if args.masks and args.mask_frame:
+        raise MaskError(
+            "Both --mask-frame and --masks: masks of every frame have their frames; leave --mask-frame out."
+        )
     if args.keep and args.masks:
         raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
     if args.bridge and not args.masks:

@@ -100,6 +100,7 @@ class Models:
     weights: dict[str, Path] = field(default_factory=dict)
     _built: dict[tuple[str, ...], Any] = field(default_factory=dict)
     _found: dict[str, Path | None] = field(default_factory=dict)
+    _asked: set[tuple[str, str]] = field(default_factory=set)
 
     def propagator(self, name: str) -> Propagator:
         """Build (or return) a propagator. Raises CiriError: unknown, or its weights are missing."""
@@ -129,6 +130,7 @@ class Models:
 
     def file_of(self, kind: str, name: str) -> Path | None:
         """The weight file for a model, if one was given or found."""
+        self._asked.add((kind, name))
         given = self.weights.get(f"{kind}:{name}") or self.weights.get(name)
         if given or self.folder is None:
             return given
@@ -136,6 +138,20 @@ class Models:
             # looking into every file of a folder takes seconds
             self._found[name] = next(iter(list_files([self.folder], name)), None)
         return self._found[name]
+
+    def check_used(self) -> None:
+        """Refuse weight files that no model was built from so far: results without them are not what was meant.
+
+        Raises:
+            EvaluationError: there is such a file; the message lists the models that are run.
+        """
+        for given, file in self.weights.items():
+            if not any(given in (name, f"{kind}:{name}") for kind, name in self._asked):
+                known = ", ".join(sorted(f"{kind}:{name}" for kind, name in self._asked))
+                raise EvaluationError(
+                    f"--weights {given}={file}: no model of that name is run. Those that are: {known}; give one of "
+                    "these (or only what is after the colon), or leave it out."
+                )
 
     def stamp(self, kind: str, name: str) -> list[Any]:
         """What of a weight file, a user's or a shipped one, decides whether an old result still counts."""
@@ -201,6 +217,8 @@ def choose(
     sources = [*masks, *([TRUE_MASKS] if true_masks else [])]
     if refined:
         models.detector(refined)
+        if true_masks:  # refinement asks a propagator for these, too
+            models.propagator(Method(TRUE_MASKS, "").carrier)
     methods = []
     for source in sources:
         for name, mode in pairs:

@@ -10,8 +10,8 @@ Dimensions: n crops, c channels, h w pixels of a frame, s pixels of a crop's sid
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -68,13 +68,15 @@ def boxes_of_clip(masks: Tensor, first_mask: Tensor, first_index: int = 0) -> li
     boxes[first_index] = first
     for order in (range(first_index + 1, count), range(first_index - 1, -1, -1)):
         seen = kept = first
-        sides: list[tuple[int, int]] = [first[2:]] if first else []
+        # in order of size: sorted anew for every frame, the medians of a long clip take longer than all the rest
+        sides: tuple[list[int], list[int]] = ([first.width], [first.height]) if first else ([], [])
         for t in order:
             now = target_box(masks[t])
             if now is not None:
                 kept = _at_least(_united(now, seen, kept), sides)
                 seen = now
-                sides.append(now[2:])
+                for known, side in zip(sides, now[2:], strict=True):
+                    insort(known, side)
             boxes[t] = kept
     return boxes
 
@@ -93,13 +95,15 @@ def _united(now: Box, seen: Box | None, kept: Box | None) -> Box:
     return Box(low[0], low[1], high[0] - low[0], high[1] - low[1])
 
 
-def _at_least(box: Box, sides: Sequence[tuple[int, int]]) -> Box:
-    """Widen a box that is too small, about its centre."""
-    least = [LEAST_SIDE, LEAST_SIDE]
-    if sides:
-        least = [max(LEAST_SIDE, math.ceil(LEAST_OF_MEDIAN * median(s[axis] for s in sides))) for axis in (0, 1)]
-    width, height = max(box.width, least[0]), max(box.height, least[1])
-    return Box(*_around(box, width, height))
+def _at_least(box: Box, sides: tuple[Sequence[int], Sequence[int]]) -> Box:
+    """Widen a box that is too small beside the widths and heights so far, in order of size, about its centre."""
+    least = [max(LEAST_SIDE, math.ceil(LEAST_OF_MEDIAN * _median(known))) if known else LEAST_SIDE for known in sides]
+    return _around(box, max(box.width, least[0]), max(box.height, least[1]))
+
+
+def _median(ordered: Sequence[int]) -> float:
+    """The mean of the middle one or two of numbers that are in order."""
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _around(box: Box, width: int, height: int) -> Box:

@@ -5,7 +5,6 @@ Dimensions: n frames, h w pixels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ciri.errors import CiriError
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
+from ciri.replacing import replacing
 from ciri.training.data import open_library
 from ciri.training.masks import Rng, wrong_masks
 from ciri.training.predictions import PAINTABLE
@@ -143,13 +143,9 @@ def _around(some: np.ndarray, least: int) -> slice:
 
 def save(file: Path, examples: list[Example]) -> None:
     """Write one .npz file, all or nothing."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.npz")
     arrays = {f"{name}{i}": getattr(e, name) for i, e in enumerate(examples) for name in ("evidence", "answer")}
-    try:
+    with replacing(file, ".npz") as part:
         np.savez(part, **arrays)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(file: Path) -> list[Example]:

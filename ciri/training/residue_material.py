@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ciri.replacing import replacing
 from ciri.training.composites import CompositeMaker
 from ciri.training.data import open_library
 from ciri.training.residue_data import Pool, make_samples
@@ -63,10 +63,7 @@ def fill_folder(
         if not go_on():
             break
         stream = material.pools(seed=seed * 10_000 + number, held_back=held_back)
-        part = file.with_name(f".{file.name}.{os.getpid()}.npz")
-        try:
-            Pool.joined([next(stream) for _ in range(material.each)]).save(part)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        pool = Pool.joined([next(stream) for _ in range(material.each)])
+        with replacing(file, ".npz") as part:
+            pool.save(part)
     return pool_files(folder, seed=seed, held_back=held_back)[:files]

@@ -3,6 +3,7 @@
 A run is a folder::
 
     run.json              what is trained, with which settings; a folder of another run is refused
+    run.lock              held by the process that trains, until it ends
     checkpoints/*.pt      the newest few states, each named by its step
     curves.csv, .png      every logged value
     samples/              pictures that the trainer wrote
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from ciri.errors import CheckpointError, TrainingError
 from ciri.progress import OnStep, ignore
+from ciri.replacing import replacing
 from ciri.training.curves import Curves
 from ciri.training.distributed import Team, agree, mean_values, wait_for_all
+from ciri.training.lock import lock
 
 
 class Stateful(Protocol):
@@ -46,7 +48,8 @@ class RunFolder:
         writes: False in all but the first process of a distributed run: the folder is there, and only read.
 
     Raises:
-        TrainingError: the folder belongs to a run with other settings, or cannot be written.
+        TrainingError: the folder belongs to a run with other settings, is in use by another process, or cannot be
+            written.
     """
 
     def __init__(self, path: Path | str, settings: Mapping[str, Any], *, keep: int = 2, writes: bool = True) -> None:
@@ -60,6 +63,7 @@ class RunFolder:
         try:
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
+            lock(self.path)
         except OSError as error:
             raise TrainingError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         self._claim(json.loads(json.dumps(dict(settings))))
@@ -102,7 +106,8 @@ class RunFolder:
         state = {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in parts.items()}}
         target = self.checkpoints / f"step_{step:08d}.pt"
         try:
-            write_atomically(target, lambda file: torch.save(state, file))
+            with replacing(target) as part:
+                torch.save(state, part)
         except (OSError, RuntimeError) as error:
             self.notes.append(f"The checkpoint of step {step} could not be written ({error}); the one before is kept.")
             return False
@@ -171,19 +176,6 @@ def open_run(path: Path, settings: Mapping[str, Any], team: Team) -> RunFolder:
     run = RunFolder(path, settings) if team.main else None
     wait_for_all()
     return run or RunFolder(path, settings, writes=False)
-
-
-def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
-    """Call ``write(path)`` on a neighbour file and move it over the target; a failure leaves the target as it was."""
-    partial = target.with_name(f".{target.name}.part")
-    try:
-        write(str(partial))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 #: One optimisation step: (steps done so far, progress of the whole plan in [0, 1]) -> losses to log, 0-d tensors.

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
+from ciri.replacing import replacing
 from ciri.training.composites import CompositeMaker
 from ciri.training.data import Library, open_library
 from ciri.training.predictions import WrongMasks
-from ciri.training.run import write_atomically
 from ciri.training.samples import Batch, Sample, Size, choose, make_sample, random_part
 
 
@@ -266,7 +266,8 @@ class _Making(Dataset[int]):
         sample = self.stream.sample(self._maker, number)
         tensors = {name: getattr(sample, name).contiguous() for name in ("images", "cues", "masks")}
         metadata = {"predicted": str(int(sample.predicted))}
-        write_atomically(self.files.file(number), lambda file: save_file(tensors, file, metadata))
+        with replacing(self.files.file(number)) as part:
+            save_file(tensors, part, metadata)
         return number
 
 

@@ -179,6 +179,7 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--mask-frame", 3, "--mask-frame", 4], "1 --mask but 2 --mask-frame"),
         (["remove", frames, *given, "--mask", mask], "2 --mask but 0 --mask-frame"),
         (["remove", frames, *given, "--keep", mask], "to stay lies within what is to be removed"),
+        (["remove", frames, "--masks", scene / "masks", "--mask-frame", 3, "-o", out], "Both --mask-frame and --masks"),
         (["remove", frames, "--masks", scene / "masks", "--keep", mask, "-o", out], "Both --keep and --masks"),
         (["remove", frames, *given, "--mask-frame", 99], "outside the clip"),
         (["remove", frames, *given, "--start", 4, "--mask-frame", 2], "lies before --start"),
@@ -206,6 +207,17 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(scene, tmp_path, capsys):
         assert code == 2 and len(lines) == 1 and lines[0].startswith("ciri: "), (arguments, said)
         assert words in lines[0], (arguments, said)
         assert not (tmp_path / "out").exists()
+
+
+def test_what_a_video_lacks_is_said(scene, tmp_path, capsys):
+    clip, video = media.read_clip(scene / "frames").frames, tmp_path / "clip.mkv"
+    media.write_clip(video, clip.repeat(5, 1, 1, 1))
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    call = ["propagate", video, "--mask", scene / "masks" / "00000.png", "--propagator", "flow", "-o", tmp_path / "out"]
+    code, said = run(capsys, *call)
+    assert code == 0 and "note: clip.mkv lacks its last" in said
+    code, said = run(capsys, *call[:2], "--frames", 10, *call[2:-1], tmp_path / "ten")
+    assert code == 0 and "clip.mkv lacks" not in said
 
 
 @pytest.mark.parametrize("argument", ["-o", "--save-masks", "--overlay"])

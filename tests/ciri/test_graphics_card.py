@@ -171,7 +171,7 @@ def test_refinement(gpu, mode):
     frames, masks = (x.to(gpu) for x in scene(4, 128, 192))
     cut = masks.clone()
     cut[2:, :, 64:] = 0
-    removal = remove_object(frames, masks[0], masks=cut, refine=RefinementSettings(mode=mode, epochs=1), **stages(gpu))
+    removal = remove_object(frames, masks=cut, refine=RefinementSettings(mode=mode, epochs=1), **stages(gpu))
     assert removal.frames.device == removal.masks.probs.device == gpu
     report = removal.refinement.report
     assert report.mode == mode and any(frame.accepted for frame in report.frames)

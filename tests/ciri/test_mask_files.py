@@ -136,3 +136,13 @@ def test_a_video_of_masks_of_a_part_of_a_clip(tmp_path, length, first):
     read, notes = read_masks(tmp_path / "masks.mp4", start=3, clip=a_part(3, 7))
     assert len(read) == 7 and read[0].mean() == pytest.approx(first / 16, abs=0.02)
     assert ["taken for frame 3" in note for note in notes] == [True] * (first == 0)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_what_a_video_of_masks_lacks_is_told(tmp_path, start):
+    masks = torch.rand(48, 1, 16, 32, generator=torch.Generator().manual_seed(1)).round()
+    media.write_clip(tmp_path / "masks.mkv", masks)
+    whole = (tmp_path / "masks.mkv").read_bytes()
+    (tmp_path / "masks.mkv").write_bytes(whole[: len(whole) // 2])
+    _, notes = read_masks(tmp_path / "masks.mkv", start=start, clip=a_part(start, 48 - start))
+    assert ["lacks its last" in note for note in notes] == [True]

@@ -514,6 +514,103 @@ def test_a_video_is_written_where_a_link_leads(tmp_path, video):
     assert (tmp_path / "link.mp4").is_symlink() and len(media.read_clip(video).frames) == 3
 
 
+# ---------------------------------------------------------------------------------------------- files that are cut off
+
+
+def cut_after(source, result, number):
+    """The first bytes of a file, up to the end of a packet of its picture: what is left of a download that stopped."""
+    with av.open(str(source)) as container:
+        places = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)
+    result.write_bytes(source.read_bytes()[: sum(places[number])])
+
+
+def remuxed(source, result, change):
+    """The same packets in another file, each as ``change(packet, whether it is the last)`` leaves it."""
+    with av.open(str(source)) as read, av.open(str(result), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        packets = [packet for packet in read.demux(video=0) if packet.dts is not None]
+        for packet in packets:
+            change(packet, packet is packets[-1])
+            packet.stream = stream
+            written.mux(packet)
+    return result
+
+
+@pytest.mark.parametrize("pyav", [True, False])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes_with_a_note(tmp_path, monkeypatch, suffix, pyav):
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    with monkeypatch.context() as changed:
+        if not pyav:
+            changed.setattr(video_files, "av", None)
+        media.write_clip(whole, smooth_clip(60))
+    assert len(media.read_clip(whole).frames) == 60 and media.read_clip(whole).notes == []
+    cut_after(whole, cut, 40)
+    if not pyav and suffix in (".mp4", ".mov"):  # OpenCV writes the index last
+        with pytest.raises(MediaError, match="no video that can be read"):
+            media.read_clip(cut)
+        return
+    clip = media.read_clip(cut)
+    assert 20 < len(clip.frames) < 45 and mean_error(clip.frames[:20], smooth_clip(60)[:20]) < 4
+    assert len(clip.notes) == 1 and f"cut{suffix} lacks its last " in clip.notes[0]
+    missing = float(clip.notes[0].partition("last ")[2].partition(" s,")[0])
+    assert missing == pytest.approx((60 - len(clip.frames)) / 24, abs=0.15)
+    # what is asked for is there
+    assert media.read_clip(cut, count=20).notes == []
+    assert len(media.read_clip(cut, start=10, count=50).notes) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
+def test_a_sound_that_goes_on_after_the_picture_is_no_damage(tmp_path, suffix):
+    source = encode(tmp_path / f"song{suffix}", [(90, 90, 90)] * 24, sound=two_tones(6))
+    with av.open(str(source)) as container:
+        assert container.duration / av.time_base > 5
+    assert len(media.read_clip(source).frames) == 24 and media.read_clip(source).notes == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_frames_of_different_length_are_no_damage(tmp_path, suffix):
+    phone = encode(tmp_path / "phone.mp4", [(90, 90, 90)] * 36, shown=UNEVEN)
+    assert media.read_clip(phone).notes == []
+    clip = media.read_clip(phone)
+    media.write_clip(tmp_path / f"out{suffix}", clip.frames, clip)
+    assert media.read_clip(tmp_path / f"out{suffix}").notes == []
+    if suffix != ".webm":
+        assert media.read_clip(remuxed(phone, tmp_path / f"copy{suffix}", lambda *packet: None)).notes == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_a_last_frame_that_stays_is_no_damage(tmp_path, monkeypatch, suffix):
+    with monkeypatch.context() as changed:
+        changed.setattr(video_files, "av", None)  # OpenCV's codec does not reorder frames
+        media.write_clip(tmp_path / "source.mp4", smooth_clip(24))
+
+    def stay(packet, last):
+        if last:
+            packet.duration = round(5 / packet.time_base)
+
+    source = remuxed(tmp_path / "source.mp4", tmp_path / f"slide{suffix}", stay)
+    with av.open(str(source)) as container:
+        assert container.duration / av.time_base > 5
+    clip = media.read_clip(source)
+    assert len(clip.frames) == 24 and clip.notes == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_trimmed_video_is_no_damage(tmp_path, suffix):
+    whole = encode(tmp_path / "whole.mp4", [(90, 90, 90)] * 60)
+
+    def earlier(packet, last):
+        packet.pts -= round(1 / packet.time_base)
+        packet.dts -= round(1 / packet.time_base)
+
+    trimmed = remuxed(whole, tmp_path / f"trimmed{suffix}", earlier)
+    with av.open(str(trimmed)) as container:
+        assert container.streams.video[0].frames == 60  # the first 24 are there and not shown
+    clip = media.read_clip(trimmed)
+    assert len(clip.frames) == 36 and clip.notes == []
+
+
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 

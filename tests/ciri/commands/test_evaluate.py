@@ -53,6 +53,12 @@ def test_without_clean_clips(tmp_path, capsys):
         (["--lpips", "missing.pt"], "missing.pt cannot be read"),
         (["--device", "cuda:99"], "is not there"),
         (["--out", __file__], "test_evaluate.py cannot be made a folder"),
+        (
+            ["--weights", "stnc=w.pth"],
+            "--weights stnc=w.pth: no model of that name is run. Those that are: backbone:flow, metric:i3d, "
+            "propagator:flow; give",
+        ),
+        (["--weights", "propagator:stcn=w.pth"], "--weights propagator:stcn=w.pth: no model"),
         (["--results", "flow=made"], "--results flow: this name is taken"),
         (["--results", "other=made", "--results", "other=made_too"], "--results other: this name is taken"),
     ],

@@ -12,7 +12,7 @@ from ciri.checkpoints import write_safetensors
 from ciri.errors import CiriError
 from ciri.evaluation.cases import find_cases, load
 from ciri.evaluation.degrade import KINDS
-from ciri.evaluation.methods import TRUE_MASKS, Method, Models, choose
+from ciri.evaluation.methods import SHIPPED, TRUE_MASKS, Method, Models, choose
 from ciri.evaluation.run import Runner, Settings
 from ciri.evaluation.tolerance import tolerance_curves
 from ciri.inactivation.learned import inactivation_map, shipped
@@ -261,6 +261,17 @@ def test_methods_that_can_be_built():
         choose(models, masks=["flow"], fillers=["sttn"])
 
 
+def test_weights_of_what_refinement_asks_are_used_and_without_it_refused():
+    weights = {f"{kind}:lite": SHIPPED / f"{kind}_lite.safetensors" for kind in ("propagator", "residue")}
+    models = Models(torch.device("cpu"), weights=weights)
+    choose(models, masks=["flow"], fillers=["flow"], true_masks=True, refined="lite")
+    models.check_used()
+    models = Models(torch.device("cpu"), weights=weights)
+    choose(models, masks=["flow"], fillers=["flow"], true_masks=True)
+    with pytest.raises(CiriError, match="Those that are: backbone:flow, propagator:flow;"):
+        models.check_used()
+
+
 def test_a_label_gives_a_backbone_other_weights(tmp_path):
     file = tmp_path / "other.safetensors"
     save_network(LiteNetwork(LiteConfig(8, 8, 8, 8, 1)), file, {"variant": "no-curriculum"})
@@ -270,5 +281,6 @@ def test_a_label_gives_a_backbone_other_weights(tmp_path):
     assert any("lite@no-curriculum has no modes" in note for note in notes)
     assert models.backbone("lite@no-curriculum").network.config.half == 8
     assert models.stamp("backbone", "lite@no-curriculum")
+    models.check_used()
     with pytest.raises(CiriError, match="--weights lite@ciri=FILE"):
         choose(models, masks=["flow"], fillers=["lite@ciri"])

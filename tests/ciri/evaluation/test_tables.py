@@ -194,7 +194,7 @@ def test_a_write_that_fails_leaves_no_file_behind(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     write_json(tmp_path / "a.json", {"old": 1})
-    monkeypatch.setattr("ciri.evaluation.store.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(EvaluationError, match="No space left"):
         write_json(tmp_path / "a.json", {"new": 1})
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"] and read_json(tmp_path / "a.json") == {"old": 1}

@@ -1,6 +1,7 @@
 """Boxes, windows and crops."""
 
 import math
+from statistics import median
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from ciri.errors import MaskError
 from ciri.residue.base import Box
 from ciri.residue.crops import (
+    KEPT_PER_FRAME,
+    LEAST_OF_MEDIAN,
+    LEAST_SIDE,
     boxes_of_clip,
     crop,
     paste_map,
@@ -98,6 +102,50 @@ def test_a_box_always_contains_its_mask_and_keeps_its_size(seed: int) -> None:
             x, y, w, h = box
             assert at.x <= x and at.y <= y and at.x + at.width >= x + w and at.y + at.height >= y + h
             assert at.width >= 16 and at.height >= 16
+
+
+def plain_side(axis: int, now: Box, seen: Box | None, kept: Box | None, before: list[Box]) -> tuple[int, int]:
+    """Start and length of one side of the box around the present one and what is kept of the last."""
+    low, high = now[axis], now[axis] + now[2 + axis]
+    if seen is not None and kept is not None:
+        centre = kept.centre[axis] + now.centre[axis] - seen.centre[axis]
+        half = KEPT_PER_FRAME * kept[2 + axis] / 2
+        low, high = min(low, math.floor(centre - half + 0.5)), max(high, math.floor(centre + half + 0.5))
+    usual = median(box[2 + axis] for box in before) if before else 0
+    side = max(high - low, LEAST_SIDE, math.ceil(LEAST_OF_MEDIAN * usual))
+    return math.floor(low + (high - low) / 2 - side / 2 + 0.5), side
+
+
+def plain_boxes(masks: torch.Tensor, first_index: int) -> list[Box | None]:
+    """The rule as it is told, with the medians of all frames so far taken anew for every frame."""
+    first = target_box(masks[first_index])
+    boxes: list[Box | None] = [first] * len(masks)
+    for order in (range(first_index + 1, len(masks)), range(first_index - 1, -1, -1)):
+        seen = kept = first
+        before = [first] if first else []
+        for t in order:
+            now = target_box(masks[t])
+            if now is not None:
+                (x, width), (y, height) = (plain_side(axis, now, seen, kept, before) for axis in (0, 1))
+                kept, seen = Box(x, y, width, height), now
+                before.append(now)
+            boxes[t] = kept
+    return boxes
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_boxes_are_those_of_a_plain_form(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 60))
+    index, large = (int(v) for v in rng.integers(count, size=2))
+    boxes: list[tuple[int, int, int, int] | None] = []
+    for t in range(count):
+        # small far from the annotated frame: there the medians decide
+        side = (24, 46) if abs(t - index) < large else (1, 9)
+        x, y, w, h = (int(v) for v in rng.integers((0, 0, side[0], side[0]), (5, 5, side[1], side[1])))
+        boxes.append(None if rng.random() < 0.1 else (x, y, w, h))
+    masks = torch.stack([mask_with(box) for box in boxes])
+    assert boxes_of_clip(masks, masks[index], index) == plain_boxes(masks, index)
 
 
 def test_a_lost_limb_stays_in_view_and_a_receding_target_shrinks() -> None:

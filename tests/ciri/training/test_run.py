@@ -1,11 +1,18 @@
-import json
 import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from ciri.errors import CheckpointError, TrainingError
-from ciri.training.run import RunFolder, fit, write_atomically
+from ciri.training.distributed import Team
+from ciri.training.run import RunFolder, fit, open_run
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 SETTINGS = {"what": "line", "seed": 1}
 
@@ -217,6 +224,42 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         RunFolder(tmp_path, {**SETTINGS, "seed": 2})
 
 
+#: Opens a run's folder, starts a process of its own as those that make samples are, and goes on until it is killed.
+TRAINS = """
+import multiprocessing, sys, time
+from ciri.training.run import RunFolder
+RunFolder(sys.argv[1], {"what": "line", "seed": 1})
+if "fork" in multiprocessing.get_all_start_methods():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    print(worker.pid, flush=True)
+print("trains", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder_and_a_killed_one_blocks_nobody(tmp_path):
+    command = [sys.executable, "-c", TRAINS, str(tmp_path / "run")]
+    workers = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            while (line := other.stdout.readline().strip()) != "trains":
+                workers.append(int(line))
+            with pytest.raises(TrainingError, match=f"Another training is writing into .*run .process {other.pid} on"):
+                RunFolder(tmp_path / "run", SETTINGS)
+            RunFolder(tmp_path / "another", SETTINGS)
+            # of several processes of one training, only the first writes
+            assert not open_run(tmp_path / "run", SETTINGS, Team(1, 2, "cpu")).writes
+            other.kill()
+            other.wait()
+            run = RunFolder(tmp_path / "run", SETTINGS)
+            assert RunFolder(tmp_path / "run", SETTINGS).save(1, 0.0, {}) and run.saved_steps() == [1]
+        finally:
+            other.kill()
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     run = RunFolder(tmp_path, SETTINGS)
     run.save(1, 0.0, {"model": torch.nn.Linear(2, 1)})
@@ -233,16 +276,3 @@ def test_curves_are_cut_at_the_restored_step_and_drawn(tmp_path):
     assert run.curves.read()["psnr"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     run.curves.draw()
     assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_a_failed_write_leaves_the_target(tmp_path):
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def fail(path):
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_atomically(target, fail)
-    assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["file"]
-    assert json.loads(json.dumps(SETTINGS)) == SETTINGS
