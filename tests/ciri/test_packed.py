@@ -48,6 +48,13 @@ def test_only_bfloat16_is_packed_and_nothing_where_the_build_cannot(monkeypatch)
     assert type(tree[0]) is nn.Conv2d
 
 
+def test_asking_draws_no_random_numbers():
+    packed.available.cache_clear()
+    before = torch.get_rng_state()
+    assert packed.available()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_build_without_the_functions_is_told(monkeypatch):
     packed.available.cache_clear()
 
