@@ -51,7 +51,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _fused(x: Tensor) -> bool:
     """Whether PyTorch's fused attention is the fastest for what is like x, as far as this build of it can tell."""
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+    # a compiler would unroll the loop over the pieces
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return True
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     return capabilities is None or bool(capabilities().get("amx_bf16"))

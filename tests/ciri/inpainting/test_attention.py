@@ -56,6 +56,19 @@ def test_gradients_pass():
         torch.testing.assert_close(one.double(), other.double(), rtol=1e-3, atol=1e-4)
 
 
+def test_a_compiler_is_given_the_fused_kernel():
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    inputs = _random(30, 40)
+    got = torch.compile(attention, backend=backend, fullgraph=True)(*inputs)
+    assert any("scaled_dot_product_attention" in name for name in seen)
+    torch.testing.assert_close(got, attention(*inputs), rtol=0.05, atol=0.02)
+
+
 def test_products_of_patches_keep_what_bfloat16_would_round():
     rng = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, n, 3000, generator=rng).add(0.5).bfloat16() for n in (20, 30))
