@@ -1,7 +1,7 @@
 """Convolutions whose bfloat16 weights stay in the layout that the processor's kernels read.
 
-PyTorch rearranges a convolution's weights at every call. Where frames pass one by one and maps are small, that is a
-tenth of a network's time. oneDNN, which PyTorch convolves with on processors, takes weights rearranged beforehand;
+PyTorch rearranges a convolution's weights at every call, which takes its time where frames pass one by one and maps are
+small. oneDNN, which PyTorch convolves with on processors, takes weights rearranged beforehand;
 PyTorch's compiler uses that, by functions that are no public part of it. So they are tried first, and where a build of
 PyTorch lacks them or they answer otherwise, the convolution stays as it is. Inference only.
 """
@@ -24,7 +24,7 @@ RELU6: Activation = ("hardtanh", (0.0, 6.0), "")
 
 
 class PackedConv2d(nn.Module):
-    """The same function as a convolution of bfloat16 weights, bit for bit.
+    """The same function as a convolution of bfloat16 weights, up to the order in which a kernel sums.
 
     Args:
         weight: (o, c / groups, kernel, kernel).
@@ -83,6 +83,7 @@ def available() -> bool:
     try:
         packed = PackedConv2d(weight, None, (1, 1), (2, 2))
         return torch.equal(packed(image), expected) and torch.equal(packed(image, None, RELU6), F.relu6(expected))
+    # no such function, other arguments, or a processor that they do not take
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
 

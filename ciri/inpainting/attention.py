@@ -20,8 +20,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query key^T / sqrt(d)) value, without a score matrix of all tokens.
 
     PyTorch's fused kernel multiplies bfloat16 on processors natively with AMX alone; on others it is no faster than in
-    float32, and three plain steps take 0.35 to 0.45 of its time. Their scores are rounded to bfloat16, so what all keys
-    have in common, which no weight depends on, is taken off first.
+    float32, and three plain steps are (``benchmarks/inpainting.py``). Their scores are rounded to bfloat16, so what all
+    keys have in common, which no weight depends on, is taken off first.
 
     Args:
         query: (B, M, n, d).
