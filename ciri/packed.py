@@ -4,10 +4,15 @@ PyTorch rearranges a convolution's weights at every call, which takes its time w
 small. oneDNN, which PyTorch convolves with on processors, takes weights rearranged beforehand;
 PyTorch's compiler uses that, by functions that are no public part of it. So they are tried first, and where a build of
 PyTorch lacks them or they answer otherwise, the convolution stays as it is. Inference only.
+
+Which arrangement a kernel reads depends on the size of its input, and on the threads it runs in. One that was made for
+another kernel is rearranged at every call, which takes far longer than what is saved, so each convolution keeps as many
+as its inputs ask for: one, or a few.
 """
 
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +27,9 @@ Activation = tuple[str, tuple[float, ...], str]
 NOTHING: Activation = ("none", (), "")
 RELU6: Activation = ("hardtanh", (0.0, 6.0), "")
 
+#: So many sizes of input are remembered; parts of frames come in many.
+MOST_KERNELS = 512
+
 
 class PackedConv2d(nn.Module):
     """The same function as a convolution of bfloat16 weights, up to the order in which a kernel sums.
@@ -30,17 +38,15 @@ class PackedConv2d(nn.Module):
         weight: (o, c / groups, kernel, kernel).
         bias: (o,) or None.
         padding, stride, dilation: of rows and columns.
-
-    Attributes:
-        weight: as it was, until the first call rearranges it; then only this class can read it.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, padding: Pair, stride: Pair, dilation: Pair = (1, 1), groups: int = 1
     ) -> None:
         super().__init__()
-        self.weight = weight.detach()
+        self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
+        self._packed: dict[object, Tensor] = {}
         self._padding, self._more = padding, (stride, dilation, groups)
 
     @classmethod
@@ -53,13 +59,35 @@ class PackedConv2d(nn.Module):
     def forward(self, x: Tensor, padding: Pair | None = None, activation: Activation = NOTHING) -> Tensor:
         """(b, c, h, w) -> (b, o, h', w'), with another padding if one is given."""
         padding = self._padding if padding is None else padding
-        if not self.weight.is_mkldnn:
-            # the kernel, and with it the layout, is chosen for the first input; others are right as well
-            pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-            self.weight = pack(self.weight.to_mkldnn(), padding, *self._more, x.shape)
+        kernel = (x.shape, padding, torch.get_num_threads())
+        weight = self._packed.get(kernel)
+        if weight is None:
+            weight = self._keep(kernel, self._pack(x.shape, padding))
         convolve = torch.ops.mkldnn._convolution_pointwise
-        out: Tensor = convolve(x, self.weight, self._bias, padding, *self._more, *activation)
+        out: Tensor = convolve(x, weight, self._bias, padding, *self._more, *activation)
         return out
+
+    def _pack(self, shape: torch.Size, padding: Pair) -> Tensor:
+        """Arrange the weights for inputs of a shape."""
+        pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        packed: Tensor = pack(self._weight.to_mkldnn(), padding, *self._more, shape)
+        return packed
+
+    def _keep(self, kernel: object, packed: Tensor) -> Tensor:
+        """Note what a kernel reads; what is arranged as others are is kept once."""
+        if len(self._packed) >= MOST_KERNELS:
+            self._packed.clear()
+        known = {id(weight): weight for weight in self._packed.values()}
+        content = _content(packed)
+        same = next((weight for weight in known.values() if torch.equal(_content(weight), content)), packed)
+        self._packed[kernel] = same
+        return same
+
+
+def _content(packed: Tensor) -> Tensor:
+    """The bytes of packed weights, in the order in which they lie in memory; uint8 (n,), a view."""
+    start, size = torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed)
+    return torch.frombuffer((ctypes.c_uint8 * size).from_address(start), dtype=torch.uint8)
 
 
 def suits(conv: nn.Module) -> bool:

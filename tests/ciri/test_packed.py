@@ -38,6 +38,28 @@ def test_it_computes_the_convolution_whatever_the_size(kernel, options):
         torch.testing.assert_close(tree(image), one, rtol=0.01, atol=0.01)
 
 
+def test_every_size_finds_the_weights_as_its_kernel_reads_them_and_they_are_kept_once(monkeypatch):
+    # these sizes have been seen to ask for two arrangements, in one thread
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        conv = packed.PackedConv2d.of(nn.Conv2d(320, 192, 3, padding=1).bfloat16())
+        images = [torch.randn(1, 320, *size).bfloat16() for size in ((30, 54), (22, 16), (16, 21), (30, 31))]
+        for image in images:
+            conv(image)
+        kept = list(conv._packed.values())
+        for image, weight in zip(images, kept, strict=True):
+            assert torch.equal(packed._content(weight), packed._content(conv._pack(image.shape, (1, 1))))
+        arrangements = {packed._content(weight).numpy().tobytes() for weight in kept}
+        assert len({id(weight) for weight in kept}) == len(arrangements)
+        monkeypatch.setattr(packed, "MOST_KERNELS", 2)
+        for image in images:
+            assert len(conv._packed) <= 4 and conv(image[..., :-1]).isfinite().all()
+        assert len(conv._packed) <= 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_only_bfloat16_is_packed_and_nothing_where_the_build_cannot(monkeypatch):
     tree = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect").bfloat16())
     packed.pack_convolutions(tree)
