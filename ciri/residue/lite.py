@@ -137,7 +137,7 @@ class ResidueNetwork(nn.Module):
         """
         found = []
         for project, x, (own, other), seen in zip(self.project, maps, cells, now, strict=True):
-            projected = project(x)
+            projected = F.normalize(project(x), dim=1)
             first = evidence(projected, own, other)
             like = similarity(projected, seen)
             found.append(torch.cat([first, like, like - first[:, 1:2]], 1))

@@ -73,32 +73,36 @@ def similarity(features: Tensor, cells: Cells) -> Tensor:
     """Return (n, 1, h, w): the mean of the three largest cosine similarities of each cell to the remembered ones.
 
     Args:
-        features: (n, c, h, w), of any length.
+        features: (n, c, h, w), of unit length along c.
         cells: of one template for all (m = 1), or of one for each (m = n). Without any valid cell the answer is -1.
     """
     h, w = features.shape[-2:]
-    own = F.normalize(features, dim=1).flatten(2)
-    cosines = torch.einsum("ncp,nck->npk", own, cells.features.expand(len(own), -1, -1))
-    cosines = cosines.masked_fill(~cells.valid, -1)
-    return mean_of_largest(cosines, NEAREST).unflatten(1, (h, w))[:, None]
+    # padding is of length 0, so that what is added is what it answers
+    padding = (cells.valid.to(features) - 1).transpose(1, 2)
+    remembered, padding = (x.expand(len(features), -1, -1) for x in (cells.features.transpose(1, 2), padding))
+    cosines = torch.baddbmm(padding, remembered, features.flatten(2))
+    return mean_of_largest(cosines, NEAREST, 1).unflatten(1, (h, w))[:, None]
 
 
-def mean_of_largest(values: Tensor, k: int) -> Tensor:
-    """Return the mean of the k largest of the last axis (of all, if there are fewer), differentiable.
+def mean_of_largest(values: Tensor, k: int, dim: int) -> Tensor:
+    """Return the mean of the k largest along an axis (of all, if there are fewer), differentiable.
 
-    One maximum after the other: for a handful of a hundred values a processor is faster so than with ``topk``.
+    Slices are sorted in one after the other. For k of a few and a hundred slices that is faster than ``topk``, the more
+    so the longer runs the slices have in memory: along the first axes.
     """
-    k = min(k, values.shape[-1])
-    total: Tensor | int = 0
-    for _ in range(k):
-        largest, index = values.max(-1, keepdim=True)
-        total = total + largest
-        values = values.scatter(-1, index, -torch.inf)
-    assert isinstance(total, Tensor)
-    return total[..., 0] / k
+    largest: list[Tensor] = []
+    for value in values.unbind(dim):
+        for rank, held in enumerate(largest):
+            largest[rank], value = torch.maximum(held, value), torch.minimum(held, value)
+        if len(largest) < k:
+            largest.append(value)
+    return torch.stack(largest).mean(0)
 
 
 def evidence(features: Tensor, target: Cells, background: Cells) -> Tensor:
-    """Return (n, 3, h, w): how much each cell is like the target, like the background, and the difference."""
+    """Return (n, 3, h, w): how much each cell is like the target, like the background, and the difference.
+
+    The arguments are those of :func:`similarity`.
+    """
     own, other = similarity(features, target), similarity(features, background)
     return torch.cat([own, other, own - other], 1)

@@ -65,7 +65,7 @@ class Bank:
 
     def logits(self, cells: Tensor) -> Tensor:
         """Cells (..., c) of length 1 -> (...)."""
-        difference = nearest(cells @ self.target.T) - nearest(cells @ self.background.T)
+        difference = nearest(self.target @ cells.mT) - nearest(self.background @ cells.mT)
         return (difference - self.offset) * self.slope + _logit(BACKGROUND_RESPONSE)
 
 
@@ -165,7 +165,7 @@ def bank_of(cells: Tensor, target: Tensor, background: Tensor) -> Bank:
             neighbours = _neighbours(numbers, bank)
             # a target of a few cells has nobody but neighbours
             neighbours[neighbours.all(1)] = False
-            similarities.append(nearest((cells[numbers] @ cells[bank].T).masked_fill(neighbours, -1)))
+            similarities.append(nearest((cells[bank] @ cells[numbers].T).masked_fill(neighbours.T, -1)))
         return similarities[0] - similarities[1]
 
     offset = float(differences(background).quantile(_QUANTILE))
@@ -174,8 +174,8 @@ def bank_of(cells: Tensor, target: Tensor, background: Tensor) -> Bank:
 
 
 def nearest(similarities: Tensor) -> Tensor:
-    """Mean of the largest similarities along the last dimension."""
-    return mean_of_largest(similarities, NEAREST)
+    """Mean of the largest similarities (..., k, m) of k remembered cells to each of m."""
+    return mean_of_largest(similarities, NEAREST, -2)
 
 
 def over_the_window(cells: Tensor) -> Tensor:

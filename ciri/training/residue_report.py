@@ -122,7 +122,8 @@ def untrained(search: Maps, reference: Maps, index: list[list[tuple[Tensor, Tens
         own, other = ([per[scale][kind] for per in index] for kind in (0, 1))
         limit = max(1, *(len(x) for x in own + other))
         cells = [gather_cells(known - middle, x, limit) for x in (own, other)]
-        margin = evidence(found - middle, cells[0], cells[1])[:, 2:]
+        unit = torch.nn.functional.normalize(found - middle, dim=1)
+        margin = evidence(unit, cells[0], cells[1])[:, 2:]
         size = search[0].shape[-2:]
         total = total + torch.nn.functional.interpolate(margin, size, mode="bilinear", align_corners=False)
     assert isinstance(total, Tensor)

@@ -8,7 +8,7 @@ from ciri.residue.parts import choose_cells, evidence, gather_cells, mean_of_lar
 
 
 def test_similarity_is_the_mean_of_the_three_best_cosines() -> None:
-    search, reference = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 4, 4)
+    search, reference = F.normalize(torch.randn(2, 5, 3, 4), dim=1), torch.randn(2, 5, 4, 4)
     index = [torch.tensor([0, 3, 7, 9, 15]), torch.tensor([2, 4, 5])]
     got = similarity(search, gather_cells(reference, index, 6))
     for n in range(2):
@@ -21,19 +21,20 @@ def test_similarity_is_the_mean_of_the_three_best_cosines() -> None:
                 assert abs(float(got[n, 0, y, x]) - sum(cosines[-3:]) / 3) < 1e-5
 
 
+@pytest.mark.parametrize("dim", [1, -1])
 @pytest.mark.parametrize("k", [1, 3, 9])
-def test_the_mean_of_the_largest_and_its_gradient_are_those_of_sorting(k: int) -> None:
-    values = torch.randn(4, 6, 7, requires_grad=True)
-    weight = torch.randn(4, 6)
-    expected = values.sort(-1, descending=True).values[..., :k].mean(-1)
-    torch.testing.assert_close(mean_of_largest(values, k), expected)
-    torch.testing.assert_close(mean_of_largest(values.detach(), k), expected.detach())
-    got, sorted_ = (torch.autograd.grad((x * weight).sum(), values)[0] for x in (mean_of_largest(values, k), expected))
+def test_the_mean_of_the_largest_and_its_gradient_are_those_of_sorting(k: int, dim: int) -> None:
+    values = torch.randn(4, 7, 7, requires_grad=True)
+    weight = torch.randn(4, 7)
+    expected = values.sort(dim, descending=True).values.narrow(dim, 0, min(k, 7)).mean(dim)
+    means = mean_of_largest(values, k, dim)
+    torch.testing.assert_close(means, expected)
+    got, sorted_ = (torch.autograd.grad((x * weight).sum(), values)[0] for x in (means, expected))
     torch.testing.assert_close(got, sorted_)
 
 
 def test_one_template_serves_many_frames() -> None:
-    search, reference = torch.randn(4, 5, 3, 3), torch.randn(1, 5, 4, 4)
+    search, reference = F.normalize(torch.randn(4, 5, 3, 3), dim=1), torch.randn(1, 5, 4, 4)
     cells = gather_cells(reference, [torch.arange(8)], 8)
     several = gather_cells(reference.expand(4, -1, -1, -1), [torch.arange(8)] * 4, 8)
     torch.testing.assert_close(similarity(search, cells), similarity(search, several))

@@ -191,8 +191,8 @@ def test_the_map_lies_on_the_pixels_that_the_cells_are_centred_on():
 def test_similarity_is_to_the_three_nearest():
     similarities = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
     expected = [sum(sorted(row)[-3:]) / 3 for row in similarities.tolist()]
-    assert nearest(similarities).tolist() == pytest.approx(expected)
-    assert nearest(similarities[:, :1]).tolist() == similarities[:, 0].tolist()
+    assert nearest(similarities.T).tolist() == pytest.approx(expected)
+    assert nearest(similarities[:, :1].T).tolist() == similarities[:, 0].tolist()
 
 
 def test_calibration_by_hand():
