@@ -44,7 +44,7 @@ class PackedConv2d(nn.Module):
         self, weight: Tensor, bias: Tensor | None, padding: Pair, stride: Pair, dilation: Pair = (1, 1), groups: int = 1
     ) -> None:
         super().__init__()
-        self._weight = weight.detach()
+        self.weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
         self._packed: dict[object, Tensor] = {}
         self._padding, self._more = padding, (stride, dilation, groups)
@@ -70,7 +70,7 @@ class PackedConv2d(nn.Module):
     def _pack(self, shape: torch.Size, padding: Pair) -> Tensor:
         """Arrange the weights for inputs of a shape."""
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        packed: Tensor = pack(self._weight.to_mkldnn(), padding, *self._more, shape)
+        packed: Tensor = pack(self.weight.to_mkldnn(), padding, *self._more, shape)
         return packed
 
     def _keep(self, kernel: object, packed: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciri.progress import OnStep
 from ciri.propagation.network import FrameFeatures, MemoryNetwork
 from ciri.propagation.units import WorkUnits
 
@@ -89,6 +90,9 @@ class FeatureCache:
 
     Args:
         capacity: bytes; 0 keeps nothing.
+
+    Attributes:
+        full: whether nothing more is kept until the next call.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -96,7 +100,7 @@ class FeatureCache:
         self._entries: OrderedDict[Hashable, tuple[int, FrameFeatures]] = OrderedDict()
         self._bytes = 0
         self._call = 0
-        self._closed = False
+        self.full = False
 
     def __deepcopy__(self, memo: object) -> FeatureCache:
         """A copy of a propagator starts empty: it is made to change its weights."""
@@ -108,7 +112,7 @@ class FeatureCache:
     def new_call(self) -> None:
         """Entries of earlier calls may be pushed out from now on."""
         self._call += 1
-        self._closed = False
+        self.full = False
 
     def clear(self) -> None:
         """Forget everything."""
@@ -118,7 +122,7 @@ class FeatureCache:
     def give_way(self) -> None:
         """Forget everything and keep nothing until the next call: memory is short."""
         self.clear()
-        self._closed = True
+        self.full = True
 
     def get(self, name: Hashable) -> FrameFeatures | None:
         """The features stored under this name, if they are still there."""
@@ -130,7 +134,7 @@ class FeatureCache:
 
     def put(self, name: Hashable, features: FrameFeatures) -> None:
         """Store features if there is room or an earlier call's can go; those of the same name are replaced."""
-        if self._closed:
+        if self.full:
             return
         # frames that repeat are encoded together, before any of them is there to be found
         before = self._entries.pop(name, None)
@@ -140,6 +144,7 @@ class FeatureCache:
         while self._bytes + size > self.capacity:
             oldest = next(iter(self._entries), None)
             if oldest is None or self._entries[oldest][0] == self._call:
+                self.full = True
                 return
             self._bytes -= self._entries.pop(oldest)[1].nbytes()
         self._entries[name] = (self._call, features)
@@ -190,6 +195,14 @@ class EncodedClip:
             self._cache.put(name if u == t else self._name(u), one)
             self._ahead[u] = one
         return self._ahead.pop(t)
+
+    def encode_ahead(self, order: Sequence[int], on_step: OnStep) -> None:
+        """Encode frames in this order, as many as the cache keeps."""
+        for done, t in enumerate(order):
+            if self._cache.full:
+                return
+            self.features(t, order[done + 1 :])
+            on_step(done + 1, len(order))
 
     def _encode(self, t: int, upcoming: Sequence[int]) -> dict[int, FrameFeatures]:
         wanted = [t, *(u for u in upcoming[: self._units.frames - 1] if u not in self._ahead)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ciri.errors import MaskError, OutOfMemoryError
 from ciri.numbering import ranges
 from ciri.out_of_memory import BeforeRun, nothing, shortage_told
+from ciri.parallel import both
 from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import LOST_BELOW, MaskTrack, Propagator
@@ -181,9 +183,6 @@ class MemoryPropagator:
         spared: Collection[int],
         on_step: OnStep,
     ) -> ObjectTracks:
-        hints = self.hints(frames, annotated, objects, spared, on_step=part(on_step, 0, GUIDE_SHARE))
-        if hints is not None:
-            on_step = part(on_step, GUIDE_SHARE, 1)
         length, _, height, width = frames.shape
         geometry = self.geometry(height, width)
         self.before_run(*geometry.outer)
@@ -191,6 +190,15 @@ class MemoryPropagator:
         self._cache.new_call()
         units = WorkUnits.on(device, frames=self.batch, relieve=self._cache.give_way)
         clip = EncodedClip(frames, geometry, network, device=device, weights=weights, cache=self._cache, units=units)
+        hints = None
+        if self.guide is not None:
+            # most of the guide's steps are too small for more than one core, and a graphics card would wait for them
+            hints, _ = both(
+                lambda step: self.hints(frames, annotated, objects, spared, on_step=step),
+                partial(clip.encode_ahead, self._visited(annotated, length)),
+                part(on_step, 0, GUIDE_SHARE),
+            )
+            on_step = part(on_step, GUIDE_SHARE, 1)
         blend = _Blend(length, objects, (height, width), frames.device, annotated)
         steps = [{"forward": 1, "backward": -1}[d] for d in self.directions]
         passes = [DirectedPass(network, clip, annotated, step, self.policy, units, hints) for step in steps]
@@ -203,6 +211,13 @@ class MemoryPropagator:
                 done += 1
                 on_step(done, total)
         return ObjectTracks(blend.probs, blend.confidence, self._notes(frames, blend))
+
+    def _visited(self, annotated: Mapping[int, object], length: int) -> list[int]:
+        """The frames of a clip of this length that masks travel through, in time, from the first annotated one."""
+        first, last = min(annotated), max(annotated)
+        ways = {"forward": range(first, length), "backward": range(last + 1)}
+        frames = {t for direction in self.directions for t in ways[direction]}
+        return sorted(frames, key=lambda t: (t < first, t))
 
     def geometry(self, height: int, width: int) -> Geometry:
         """How frames of a size are brought to the network."""

@@ -1,12 +1,15 @@
 """What the engine remembers, decodes, encodes and keeps, and how it goes on when memory runs out."""
 
+import threading
+import time
+
 import pytest
 import torch
 
 from ciri.errors import OutOfMemoryError
 from ciri.propagation import memory as space_time_memory
-from ciri.propagation.base import LOST_BELOW
-from ciri.propagation.engine import Annotation
+from ciri.propagation.base import LOST_BELOW, MaskTrack
+from ciri.propagation.engine import Annotation, MemoryPropagator
 from ciri.propagation.units import LEAST_SIMILARITY_BYTES
 from tests.ciri.propagation.toy_network import ColourNetwork, engine, moving_square, overlap
 
@@ -247,3 +250,65 @@ def test_other_errors_pass_at_once(monkeypatch):
     with pytest.raises(RuntimeError, match="a bug"):
         engine().propagate(frames, masks[:1], [0])
     assert len(calls) == 1
+
+
+class Guided(ColourNetwork):
+    """Takes hints, and has no use for them."""
+
+    takes_hints = True
+
+
+class Guide:
+    """Finds nothing; ``work`` is called with its progress callback when it is asked."""
+
+    name = "guide"
+
+    def __init__(self, work):
+        self.work = work
+
+    def propagate(self, frames, key_masks, key_frames, *, on_step):
+        self.work(on_step)
+        return MaskTrack(torch.zeros(len(frames), 1, *frames.shape[2:]), torch.zeros(len(frames)))
+
+
+@pytest.mark.parametrize(
+    ("directions", "visited"), [(("forward", "backward"), 9), (("forward",), 6), (("backward",), 4)]
+)
+def test_while_the_guide_looks_the_frames_that_masks_reach_are_encoded(directions, visited):
+    frames, masks = moving_square(9)
+    network, together = Guided(), []
+
+    def work(on_step):
+        late = time.monotonic() + 30
+        while sum(network.encoded) < visited and time.monotonic() < late:
+            time.sleep(0.01)
+        together.append(sum(network.encoded))
+
+    propagator = MemoryPropagator(network, precision="fp32", guide=Guide(work), directions=directions)
+    propagator.propagate(frames, masks[3:4], [3])
+    assert together == [visited] and sum(network.encoded) == visited
+
+
+def test_a_full_cache_ends_encoding_ahead():
+    frames, masks = moving_square(10)
+    one = 3 * 48 * 64 * 4 + 3 * 12 * 16 * 4
+    network = Guided()
+    propagator = MemoryPropagator(network, precision="fp32", guide=Guide(lambda _: None), cache_bytes=4 * one)
+    propagator.propagate(frames, masks[:1], [0])
+    # the fifth was encoded to find that there is no room
+    assert sum(network.encoded) == 11 and len(propagator._cache) == 4
+
+
+def test_who_stops_the_guide_stops_the_encoding():
+    class StopError(Exception):
+        pass
+
+    def stop(*_):
+        raise StopError
+
+    frames, masks = moving_square(10)
+    before = threading.active_count()
+    propagator = MemoryPropagator(Guided(), precision="fp32", guide=Guide(lambda on_step: on_step(1, 2)))
+    with pytest.raises(StopError):
+        propagator.propagate(frames, masks[:1], [0], on_step=stop)
+    assert threading.active_count() == before
