@@ -160,37 +160,25 @@ def crop(
     crops = []
     for frame, window in zip(frames, windows, strict=True):
         finer = max(1, min(window.height // height, window.width // width)) if antialias else 1
-        top, bottom = max(window.y, 0), max(min(window.y + window.height, frame.shape[1]), 0)
-        left, right = max(window.x, 0), max(min(window.x + window.width, frame.shape[2]), 0)
-        if top >= bottom or left >= right:
-            crops.append(fill.expand(-1, height, width))
-            continue
-        rows = _sampling(window.y - top, window.height, height, bottom - top, finer).to(frame)
-        columns = _sampling(window.x - left, window.width, width, right - left, finer).to(frame)
-        seen = frame[:, top:bottom, left:right] - fill
-        # the flattened product is a single one for all channels
-        narrow = (seen.reshape(-1, right - left) @ columns.T).unflatten(0, seen.shape[:2])
-        crops.append(rows @ narrow + fill)
-    return torch.stack(crops)
+        seen = _cut(frame, window, fill)[None]
+        crops.append(F.interpolate(seen, (height * finer, width * finer), mode="bilinear", align_corners=False))
+        if finer > 1:
+            crops[-1] = F.avg_pool2d(crops[-1], finer)
+    return torch.cat(crops)
 
 
-def _sampling(start: int, length: int, size: int, limit: int, finer: int) -> Tensor:
-    """Return (size, limit): what ``size`` samples of the ``length`` pixels from ``start`` on take of each pixel.
-
-    A row of weights that reaches outside the ``limit`` pixels of the image lacks what is there. Each sample is the mean
-    of ``finer`` bilinear ones. As products with such matrices two sides are resampled faster than by picking pixels.
-    """
-    at = ((torch.arange(size * finer, dtype=torch.float64) + 0.5) * (length / (size * finer)) - 0.5).clamp(
-        0, length - 1
-    )
-    left = at.floor().long()
-    share = at - left
-    weights = torch.zeros(size * finer, limit)
-    for index, weight in ((left, 1 - share), ((left + 1).clamp(max=length - 1), share)):
-        index = index + start
-        inside = (index >= 0) & (index < limit)
-        weights.scatter_add_(1, index.clamp(0, limit - 1)[:, None], (weight * inside)[:, None].float())
-    return weights.unflatten(0, (size, finer)).mean(1)
+def _cut(frame: Tensor, window: Box, fill: Tensor) -> Tensor:
+    """The pixels of a window of a frame (C, H, W), and the fill (C, 1, 1) where it has none: (C, h, w)."""
+    height, width = frame.shape[1:]
+    top, bottom = max(window.y, 0), min(window.y + window.height, height)
+    left, right = max(window.x, 0), min(window.x + window.width, width)
+    if bottom - top == window.height and right - left == window.width:
+        return frame[:, top:bottom, left:right]
+    whole = fill.expand(-1, window.height, window.width).clone()
+    if top < bottom and left < right:
+        inside = slice(top - window.y, bottom - window.y), slice(left - window.x, right - window.x)
+        whole[:, inside[0], inside[1]] = frame[:, top:bottom, left:right]
+    return whole
 
 
 def paste_map(response: Tensor, window: Box, size: tuple[int, int]) -> Tensor:

@@ -26,6 +26,7 @@ from ciri.checkpoints import load_strictly
 from ciri.errors import CheckpointError
 from ciri.frames import check_annotation, grow_mask
 from ciri.own_weights import read_own
+from ciri.precision import choose_dtype, inference_copy
 from ciri.propagation.lite_encoder import C4, C8, C16, Lite0Encoder, ScaledConv
 from ciri.residue.base import Box, Removal
 from ciri.residue.crops import crop, search_window, target_box
@@ -187,15 +188,26 @@ class LiteDetector:
         network: with trained weights.
         threshold: tau.
         device: where it computes.
+        precision: "auto", "fp32", "bf16" or "fp16", for the encoder; where gradients flow, and for all that follows it,
+            it is float32.
     """
 
     name = "lite"
 
-    def __init__(self, network: ResidueNetwork, threshold: float, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        network: ResidueNetwork,
+        threshold: float,
+        device: torch.device | str = "cpu",
+        *,
+        precision: str = "auto",
+    ) -> None:
         self.device = torch.device(device)
         network = network.eval().requires_grad_(False)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.threshold = threshold
+        self._dtype = choose_dtype(precision, self.device)
+        self._encoder = inference_copy(self.network.encoder, self.device, self._dtype)
 
     @torch.no_grad()
     def template(self, frame: Tensor, mask: Tensor) -> Template:
@@ -207,14 +219,14 @@ class LiteDetector:
         window = [search_window(box)]
         crops = crop(frame[None], window, CROP, fill, antialias=True)
         target = crop(mask[None], window, CROP, fill.new_zeros(1), antialias=True)[0]
-        return Template(self.network.remember(self.network.encode(crops), [cell_indices(target)]), fill)
+        return Template(self.network.remember(self._encode(crops), [cell_indices(target)]), fill)
 
     def detect(
         self, template: Template, frames: Tensor, boxes: Sequence[Box], removal: Removal | None = None
     ) -> Tensor:
         """See the protocol; the maps are 48 x 48. Without a removal it decides by the annotated frame alone."""
         windows = [search_window(box) for box in boxes]
-        maps = self.network.encode(crop(frames, windows, CROP, template.fill, antialias=True))
+        maps = self._encode(crop(frames, windows, CROP, template.fill, antialias=True))
         with torch.no_grad():
             if removal is None:
                 hidden = frames.new_zeros(len(frames), 1, CROP, CROP)
@@ -225,9 +237,17 @@ class LiteDetector:
                     crop(x.to(frames), windows, CROP, template.fill, antialias=True)
                     for x in (removal.filmed, removal.inpainted)
                 )
-                traces, filmed = traces_of(hidden, before, after), self.network.encode(before)
+                traces, filmed = traces_of(hidden, before, after), self._encode(before)
             now = self.network.remember(filmed, [cell_indices(mask) for mask in hidden])
         return self.network.respond(maps, template.cells, [own for own, _ in now], traces)
+
+    def _encode(self, crops: Tensor) -> Maps:
+        """As :meth:`ResidueNetwork.encode`, sooner where no gradients flow."""
+        if crops.requires_grad:
+            return self.network.encode(crops)
+        _, *maps = self._encoder(crops.to(self._dtype, memory_format=torch.channels_last))
+        f4, f8, f16 = (x.float() for x in maps)
+        return f4, f8, f16
 
     def features(self, crops: Tensor) -> Tensor:
         """Return f8 (n, 40, s/8, s/8) of crops (n, 3, s, s) in [0, 1], differentiable: for the contextual loss."""
@@ -255,17 +275,19 @@ def load_lite(path: str | Path) -> tuple[ResidueNetwork, float]:
     return network.eval(), threshold
 
 
-def build_lite(weights: str | Path | None = None, *, device: torch.device | str = "cpu") -> LiteDetector:
+def build_lite(
+    weights: str | Path | None = None, *, device: torch.device | str = "cpu", precision: str = "auto"
+) -> LiteDetector:
     """Return the shipped detector.
 
     Args:
         weights: a weight file; None: the one that ships with the pack.
-        device: where it computes.
+        device, precision: as :class:`LiteDetector` takes them.
 
     Raises:
         CheckpointError: see :func:`load_lite`.
     """
-    return LiteDetector(*load_lite(weights or SHIPPED), device=device)
+    return LiteDetector(*load_lite(weights or SHIPPED), device=device, precision=precision)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ BOX = Box(30, 20, 32, 30)
 @pytest.fixture(scope="module")
 def detector() -> LiteDetector:
     torch.manual_seed(0)
-    return LiteDetector(ResidueNetwork(), 0.3)
+    return LiteDetector(ResidueNetwork(), 0.3, precision="fp32")
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,6 +68,25 @@ def test_gradients_reach_the_pixels_and_no_weight(detector: LiteDetector) -> Non
     assert all(p.grad is None and not p.requires_grad for p in detector.network.parameters())
     assert not any(c.features.requires_grad for pair in template.cells for c in pair)
     assert detector.features(torch.rand(2, 3, 64, 64, requires_grad=True)).shape == (2, 40, 8, 8)
+
+
+def test_half_precision_sees_the_same_and_gradients_are_those_of_float32() -> None:
+    frame, mask = scene()
+    shown = torch.rand(2, 3, *SIZE)
+    removal = Removal(frame.expand_as(shown), mask.expand(2, -1, -1, -1), shown)
+    answers, slopes = [], []
+    for precision in ("fp32", "bf16"):
+        detector = build_lite(precision=precision)
+        template = detector.template(frame, mask)
+        answers.append(detector.detect(template, shown, [BOX] * 2, removal).sigmoid())
+        pixels = shown.clone().requires_grad_()
+        # without a removal and with the same template, nothing of half precision is in it
+        template = build_lite(precision="fp32").template(frame, mask)
+        detector.detect(template, pixels, [BOX] * 2).sum().backward()
+        slopes.append(pixels.grad)
+    torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=0.1)
+    assert (answers[1] - answers[0]).abs().mean() < 0.01 and not torch.equal(*answers)
+    torch.testing.assert_close(slopes[1], slopes[0])
 
 
 def test_an_empty_mask_is_refused(detector: LiteDetector) -> None:
