@@ -230,7 +230,7 @@ class _Canvas:
     def _blend(self, t: int, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor, Tensor]:
         """Return frame t with the sources blended in, and bool, of the box: what was filled, and what has no source."""
         index = self.candidates.covered[t]
-        frame = self.candidates.frames[t].clone()
+        frame = self.candidates.picture(t)
         colours, weight = self.candidates.blend(t, sources)
         found = weight > 0
         frame.view(3, -1)[:, index[found]] = colours[found].T

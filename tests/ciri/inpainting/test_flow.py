@@ -144,6 +144,17 @@ def test_what_no_frame_shows_stays_put():
     assert (result - result[:1]).abs().max() < 0.02  # synthesised once: no flicker
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_how_the_clip_lies_in_memory_does_not_matter(passes):
+    """A program that turned the clip by 90 degrees may have turned the view of it alone."""
+    frames = plane(3, 40, 48)
+    masks = disc(3, 40, 48)
+    turned, turned_masks = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (frames, masks))
+    assert not turned[0].is_contiguous()
+    backbone = FlowBackbone(passes)
+    assert torch.equal(backbone.inpaint(turned, turned_masks), backbone.inpaint(frames, masks))
+
+
 def test_the_callback_stops_the_work_and_counts_up(scene):
     _, frames, masks = scene
     seen = []
