@@ -133,7 +133,9 @@ class Interface(TorchFunctionMode):
             other, args = args[0], args[1:]
         if other is not None:
             args = (GPU if other in self.on_gpu else CPU, other.dtype, *args)
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, in_passing, layout = torch._C._nn._parse_to(*args, **kwargs)
+        if in_passing and device == CPU and x in self.on_gpu:
+            raise RuntimeError("a copy to the processor that nobody waits for may be read before it has arrived")
         options = {"memory_format": layout} if layout is not None else {}
         result = x.to(dtype or x.dtype, copy=copy, **options)
         return result if device is None else self.moved(result, device.type == "cuda")

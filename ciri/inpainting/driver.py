@@ -185,7 +185,8 @@ class WindowBackbone:
         return PublishedBlend() if self.published else SmoothBlend(self.schedule.stride)
 
     def _to_device(self, x: Tensor) -> Tensor:
-        return x.to(self.device, torch.float32, non_blocking=True)
+        # to the processor it would be read before it has arrived
+        return x.to(self.device, torch.float32, non_blocking=self.device.type != "cpu")
 
     def _predictions(self, group: list[Window], clip: _Clip) -> list[Tensor]:
         """Run windows of one shape, together if memory allows; (l, 3, h, w) in [-1, 1] of each."""

@@ -150,6 +150,14 @@ def test_published_backbones(gpu, name):
     assert filled.device == frames.device and not torch.equal(filled[hole], frames[hole])
 
 
+def test_a_published_backbone_beside_the_card(gpu):
+    frames, masks = scene(3, 48, 96)
+    backbone = WindowBackbone(network_of({"backbone": "sttn", "weights": None}))
+    there, here = remove(frames.to(gpu), masks, backbone, crop=False), remove(frames, masks, backbone, crop=False)
+    assert there.device == gpu
+    torch.testing.assert_close(there.cpu(), here)
+
+
 def stages(device, detector=True):
     return {
         "propagator": propagators.build("lite", device=device),
