@@ -12,6 +12,8 @@ from ciri.inactivation.learned import shipped
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.remove import remove
+from ciri.metrics.similarity import psnr, ssim
+from ciri.metrics.warping import Motion, motion_of, warping_error
 from ciri.pipeline import propagate, remove_object
 from ciri.propagation import registry as propagators
 from ciri.propagation.engine import MemoryPropagator
@@ -128,6 +130,18 @@ def test_maps_of_different_devices_are_fused(gpu, frames_there):
     assert fused.device == left.device == here.device
     assert torch.equal(fused.cpu(), fuse(first, second, 0.3))
     assert torch.equal(left.cpu(), spared(first, second, second))
+
+
+def test_scores_of_clips_on_the_card(gpu):
+    frames, masks = scene(3)
+    masks[:2] = 0  # of the first pair no pixel counts
+    motion = motion_of(frames)
+    there = Motion(motion.forward.to(gpu), motion.occluded.to(gpu))
+    found = warping_error(frames.to(gpu), there, masks.to(gpu))
+    torch.testing.assert_close(found, warping_error(frames, motion, masks), equal_nan=True)
+    assert found[0].isnan() and not found[1].isnan()
+    for score in (psnr, ssim):
+        assert torch.equal(score(frames.to(gpu), frames.flip(3).to(gpu)), score(frames, frames.flip(3)))
 
 
 @PRECISIONS
