@@ -37,11 +37,11 @@ def modulated_deform_conv(
         x: (N, C, H, W).
         offset: (N, 2 * G * K, h, w) in pixels: channel 2 * (g * K + k) is dy of tap k in deform group g, the next dx.
         mask: (N, G * K, h, w).
-        weight: (out, C / groups, kernel height, kernel width); ``groups`` follows from its shape.
-        bias: (out,).
+        weight: float32 (out, C / groups, kernel height, kernel width); ``groups`` follows from its shape.
+        bias: float32 (out,).
 
     Returns:
-        (N, out, h, w) in the dtype of ``weight``; sampling is done in float32.
+        (N, out, h, w). Sampling is done in float32; what follows is multiplied as autocast says, where it is on.
     """
     compiled = compiled_deform_conv(x.device.type)
     if compiled is not None:

@@ -44,8 +44,8 @@ Mode = Literal["auto", "hard", "blend", "gate"]
 #: of every window grow with the clip's length.
 DEFAULT_REFERENCES = 6
 
-#: Flow networks see grey where the map, grown by this many pixels, is positive: a rim of target would otherwise drag
-#: the flow along.
+#: Where features are gated, flow networks see grey where the map, grown by this many pixels, exceeds a half, as in
+#: training: a rim of target would otherwise drag the flow along.
 FLOW_MARGIN = 4
 
 T = TypeVar("T")
