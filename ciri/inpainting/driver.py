@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciri.errors import CiriError
 from ciri.frames import grow_mask
@@ -271,7 +271,12 @@ class WindowBackbone:
     @contextmanager
     def _watched(self, tick: Callable[[], object]) -> Iterator[None]:
         """Call ``tick`` before every part of the network runs, so that an interrupt does not wait for a window."""
-        handles = [part.register_forward_pre_hook(lambda *_: tick()) for part in parts_of(self.network)]
+
+        def watch(part: nn.Module, inputs: object) -> None:
+            # what a hook returns would take the place of the inputs
+            tick()
+
+        handles = [part.register_forward_pre_hook(watch) for part in parts_of(self.network)]
         try:
             yield
         finally:
