@@ -1,11 +1,14 @@
 """The flow backbone against scenes in which the truth behind the target is known."""
 
+from unittest.mock import Mock
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from ciri.errors import CiriError
+from ciri.errors import CiriError, OutOfMemoryError
+from ciri.flow import propagate
 from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.flow import FlowBackbone
@@ -142,6 +145,14 @@ def test_what_no_frame_shows_stays_put():
     masks[..., 20:40, 25:50] = 1
     result = FlowBackbone().inpaint(torch.where(masks > 0, torch.zeros(()), clean), masks)
     assert (result - result[:1]).abs().max() < 0.02  # synthesised once: no flicker
+
+
+def test_running_out_of_memory_names_the_knobs(scene, monkeypatch):
+    _, frames, masks = scene
+    for shortage in (MemoryError(), cv2.error("(-4:Insufficient memory) Failed to allocate 900000000 bytes")):
+        monkeypatch.setattr(propagate, "grey", Mock(side_effect=shortage))
+        with pytest.raises(OutOfMemoryError, match=r"flow backbone filled 9 frames of 128x96.*crop.*lower resolution"):
+            FlowBackbone().inpaint(frames, masks)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
