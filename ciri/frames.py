@@ -74,10 +74,8 @@ def check_masks(masks: Tensor, height: int, width: int, *, what: str = "mask") -
         masks = masks[None, None]
     elif masks.ndim == 3:
         masks = masks[:, None]
-    if masks.ndim != 4 or masks.shape[1] != 1 or masks.shape[0] == 0:
-        raise MaskError(
-            f"The {what} has shape {tuple(masks.shape)}; expected (masks, height, width) with at least one mask."
-        )
+    if masks.ndim != 4 or masks.shape[1] != 1 or 0 in masks.shape:
+        raise MaskError(f"The {what} has shape {tuple(masks.shape)}; expected (masks, height, width), none of them 0.")
     masks = masks.float()
     if not torch.isfinite(masks).all():
         bad = [i for i, mask in enumerate(masks) if not torch.isfinite(mask).all()]

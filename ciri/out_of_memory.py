@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
+import cv2
 import torch
 
 from ciri.errors import OutOfMemoryError
@@ -27,7 +28,11 @@ def nothing(height: int, width: int) -> None:
     """The :data:`BeforeRun` of a program that has nothing to give way."""
 
 
-#: How shortages are worded that are no torch.OutOfMemoryError but a plain RuntimeError, or torch.AcceleratorError.
+#: As what a shortage is raised; most exceptions of these kinds are something else.
+RAISED = (RuntimeError, MemoryError, cv2.error)
+
+#: How shortages are worded that are no torch.OutOfMemoryError but a plain RuntimeError, torch.AcceleratorError or
+#: cv2.error.
 WORDS = (
     # the CPU allocator, on Linux and on Windows
     "can't allocate memory",
@@ -38,6 +43,8 @@ WORDS = (
     "STATUS_ALLOC_FAILED",
     # MPS, for a tensor larger than the largest block that it gives out
     "Invalid buffer size",
+    # OpenCV
+    "(-4:Insufficient memory)",
 )
 
 
@@ -65,7 +72,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    return isinstance(error, RAISED) and any(words in str(error) for words in WORDS)
 
 
 @contextmanager
@@ -77,7 +84,7 @@ def shortage_told(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except RAISED as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(message) from error
@@ -97,7 +104,7 @@ def repeat_smaller(work: Callable[[], T], shrink: Callable[[], bool]) -> T:
     while True:
         try:
             return work()
-        except (RuntimeError, MemoryError) as error:
+        except RAISED as error:
             if not is_out_of_memory(error) or not shrink():
                 raise
         # out here the exception is gone, and with it what the failed call had allocated

@@ -28,6 +28,8 @@ MIXING = {
     torch.ops.aten.set_.source_Storage,
     torch.ops.aten.set_.source_Tensor,
 }
+#: Operations that do not even take single numbers from the processor.
+STRICT = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 #: Operations whose second argument, an index, may be on the processor.
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
 
@@ -68,7 +70,7 @@ class Kernels(TorchDispatchMode):
             if "embedding_bag" in func.name():
                 # PyTorch makes its offsets on the card, where it is not watched here
                 judged = [x for x in judged if x.is_floating_point()]
-            if any(x not in self.on_gpu and x.ndim > 0 for x in judged):
+            if any(x not in self.on_gpu and (x.ndim > 0 or func in STRICT) for x in judged):
                 shapes = [f"{tuple(x.shape)} on {'cuda' if x in self.on_gpu else 'cpu'}" for x in judged]
                 raise RuntimeError(f"Expected all tensors to be on the same device: {func} was given {shapes}")
         result = func(*args, **(kwargs or {}))
@@ -133,7 +135,9 @@ class Interface(TorchFunctionMode):
             other, args = args[0], args[1:]
         if other is not None:
             args = (GPU if other in self.on_gpu else CPU, other.dtype, *args)
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, in_passing, layout = torch._C._nn._parse_to(*args, **kwargs)
+        if in_passing and device == CPU and x in self.on_gpu:
+            raise RuntimeError("a copy to the processor that nobody waits for may be read before it has arrived")
         options = {"memory_format": layout} if layout is not None else {}
         result = x.to(dtype or x.dtype, copy=copy, **options)
         return result if device is None else self.moved(result, device.type == "cuda")

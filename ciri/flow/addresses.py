@@ -94,6 +94,10 @@ class Candidates:
     forward: Tensor
     backward: Tensor
 
+    def picture(self, t: int) -> Tensor:
+        """Return a copy of frame t (3, H, W), row after row in memory, however the clip lies there."""
+        return self.frames[t].clone(memory_format=torch.contiguous_format)
+
     def copied(self, t: int, side: str) -> Copied:
         """Return what the past (``side`` = "before") or the future ("after") shows of frame t's covered pixels."""
         source = (self.before if side == "before" else self.after)[t]

@@ -63,7 +63,7 @@ def _agree(candidates: Candidates, t: int, engine: Any) -> None:
     alone = torch.where(usable[0][:, None], samples[0], samples[1]) * (usable[0] | usable[1])[:, None]
     pictures = []
     for colours in samples:
-        picture = candidates.frames[t].clone()
+        picture = candidates.picture(t)
         picture.view(3, -1)[:, index] = torch.where(shared[:, None], colours, alone).T
         pictures.append(grey(picture[:, rows, columns]))
     flow = cv2.GaussianBlur(engine.calc(*pictures, None), (0, 0), SMOOTH)

@@ -145,8 +145,7 @@ def _rough_fill(candidates: Candidates, t: int) -> tuple[Tensor, Tensor]:
 
     Also bool (H, W), where the pixels are copies, or were not covered.
     """
-    frame = candidates.frames[t].clone()
-    index = candidates.covered[t]
+    frame, index = candidates.picture(t), candidates.covered[t]
     colours, weight = candidates.blend(t, [candidates.before[t], candidates.after[t]])
     frame.view(3, -1)[:, index] = colours.T
     known = torch.ones(frame.shape[1:], dtype=torch.bool)

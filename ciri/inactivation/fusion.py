@@ -23,7 +23,7 @@ def fuse(predicted: Tensor, attention: Tensor, beta: Tensor | float) -> Tensor:
             f"The predicted masks have shape {tuple(predicted.shape)} and the attention maps {tuple(attention.shape)}; "
             "both have to come from the same clip."
         )
-    if isinstance(beta, float) and not 0 <= beta <= 1:
+    if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
         raise MaskError(f"beta is {beta}; expected a share in [0, 1].")
     return beta * predicted + (1 - beta) * attention.to(predicted.device)
 

@@ -89,19 +89,24 @@ def learned_attention(
     count, _, height, width = frames.shape
     scale = min(1.0, SHORT_SIDE / min(height, width))
     h, w = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
-    painted, shown = _resized(first_mask, h, w)[0], _resized(frames[first_index : first_index + 1], h, w)[0]
+    scenes = shots(frames, on_step=on_step)
+    bright = _brightness(frames, scenes)
+
+    def small(at: list[int]) -> Tensor:
+        """Some frames, as bright as is usual in their shot, at the working size."""
+        return evened(torch.cat([_resized(frames[t : t + 1], h, w) for t in at]), bright[at])
+
+    painted, shown = _resized(first_mask, h, w)[0], small([first_index])[0]
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
     done = 0
-    for shot in shots(frames, on_step=on_step):
-        bright = exposure(frames[in_place(shot)])
+    for shot in scenes:
         for seen, asked in segments(len(shot), longest_segment(MEMORY, h, w)):
             at = shot[seen.start : seen.stop]
-            clip = torch.cat([_resized(frames[t : t + 1], h, w) for t in at])
-            clip = evened(clip, None if bright is None else bright[seen.start : seen.stop].cpu())
             masks = torch.cat([_resized(predicted[t : t + 1], h, w) for t in at])
             steps = part(on_step, done / count, (done + len(asked)) / count)
             now = range(asked.start - seen.start, asked.stop - seen.start)
-            answers = _look(network, _Segment(clip, masks, painted, shown), now, round(dilation * h / height), steps)
+            segment = _Segment(small(at), masks, painted, shown)
+            answers = _look(network, segment, now, round(dilation * h / height), steps)
             for t, answer in zip(shot[asked.start : asked.stop], answers, strict=True):
                 if answer is not None:
                     _write(result, t, predicted[t].float().cpu(), answer)
@@ -110,6 +115,16 @@ def learned_attention(
     part(on_step, 0, 1)(1, 1)
     result.target[first_index] = first_mask[0]
     return Attended(result.target.to(frames.device), result.shadow.to(frames.device))
+
+
+def _brightness(frames: Tensor, scenes: list[list[int]]) -> Tensor:
+    """The :func:`exposure` of every frame within its shot, float32 (T,) on the CPU; 1 where there is none to tell."""
+    bright = torch.ones(len(frames))
+    for shot in scenes:
+        found = exposure(frames[in_place(shot)])
+        if found is not None:
+            bright[shot] = found.cpu()
+    return bright
 
 
 def inactivation_map(

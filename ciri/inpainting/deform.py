@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ciri.out_of_memory import is_out_of_memory
+
 #: Sampled values held at once; more output rows than this allows are done a few at a time. A processor is fastest
 #: when they stay in its cache (1.4 to 1.8 times, measured), other devices when there are few calls.
 CACHED_SAMPLES, MOST_SAMPLES = 1 << 21, 1 << 26
@@ -37,11 +39,11 @@ def modulated_deform_conv(
         x: (N, C, H, W).
         offset: (N, 2 * G * K, h, w) in pixels: channel 2 * (g * K + k) is dy of tap k in deform group g, the next dx.
         mask: (N, G * K, h, w).
-        weight: (out, C / groups, kernel height, kernel width); ``groups`` follows from its shape.
-        bias: (out,).
+        weight: float32 (out, C / groups, kernel height, kernel width); ``groups`` follows from its shape.
+        bias: float32 (out,).
 
     Returns:
-        (N, out, h, w) in the dtype of ``weight``; sampling is done in float32.
+        (N, out, h, w). Sampling is done in float32; what follows is multiplied as autocast says, where it is on.
     """
     compiled = compiled_deform_conv(x.device.type)
     if compiled is not None:
@@ -127,7 +129,9 @@ def compiled_deform_conv(device: str) -> Callable[..., Tensor] | None:
         offset = torch.tensor([0.5, 0.0], device=device).view(1, 2, 1, 1).expand(1, 2, 3, 3).contiguous()
         ones = torch.ones(1, 1, 3, 3, device=device)
         moved = deform_conv2d(x, offset, ones[:, :, :1, :1], None, 1, 0, 1, ones).flatten()
-    except Exception:  # mismatched installs fail in many ways: at import, at loading, at the first call
+    except Exception as error:  # mismatched installs fail in many ways: at import, at loading, at the first call
+        if is_out_of_memory(error):
+            raise  # that says nothing of the operator, and what is returned is remembered
         return None
     expected = torch.tensor([1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 3.0, 3.5, 4.0], device=device)
     if not torch.allclose(moved, expected):

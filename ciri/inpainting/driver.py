@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciri.errors import CiriError
 from ciri.frames import grow_mask
@@ -44,8 +44,8 @@ Mode = Literal["auto", "hard", "blend", "gate"]
 #: of every window grow with the clip's length.
 DEFAULT_REFERENCES = 6
 
-#: Flow networks see grey where the map, grown by this many pixels, is positive: a rim of target would otherwise drag
-#: the flow along.
+#: Where features are gated, flow networks see grey where the map, grown by this many pixels, exceeds a half, as in
+#: training: a rim of target would otherwise drag the flow along.
 FLOW_MARGIN = 4
 
 T = TypeVar("T")
@@ -185,7 +185,8 @@ class WindowBackbone:
         return PublishedBlend() if self.published else SmoothBlend(self.schedule.stride)
 
     def _to_device(self, x: Tensor) -> Tensor:
-        return x.to(self.device, torch.float32, non_blocking=True)
+        # to the processor it would be read before it has arrived
+        return x.to(self.device, torch.float32, non_blocking=self.device.type != "cpu")
 
     def _predictions(self, group: list[Window], clip: _Clip) -> list[Tensor]:
         """Run windows of one shape, together if memory allows; (l, 3, h, w) in [-1, 1] of each."""
@@ -270,7 +271,12 @@ class WindowBackbone:
     @contextmanager
     def _watched(self, tick: Callable[[], object]) -> Iterator[None]:
         """Call ``tick`` before every part of the network runs, so that an interrupt does not wait for a window."""
-        handles = [part.register_forward_pre_hook(lambda *_: tick()) for part in parts_of(self.network)]
+
+        def watch(part: nn.Module, inputs: object) -> None:
+            # what a hook returns would take the place of the inputs
+            tick()
+
+        handles = [part.register_forward_pre_hook(watch) for part in parts_of(self.network)]
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.seam import correction
 from ciri.inpainting.segments import FEWEST, fill_in_segments
 from ciri.inpainting.texture import synthesise
+from ciri.out_of_memory import shortage_told
 from ciri.parallel import helper
 from ciri.progress import OnStep, ignore, part
 
@@ -62,9 +63,18 @@ class FlowBackbone:
         self.passes, self.memory = passes, memory
 
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
-        """See :class:`ciri.inpainting.base.Backbone`."""
-        most = longest_segment(self.memory, frames.shape[2], frames.shape[3])
-        filled = fill_in_segments(self._fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
+        """See :class:`ciri.inpainting.base.Backbone`.
+
+        Raises:
+            OutOfMemoryError: the clip, or the segment that is worked on, does not fit; the message names the knobs.
+        """
+        height, width = frames.shape[2:]
+        most = longest_segment(self.memory, height, width)
+        with shortage_told(
+            f"Memory ran out while the flow backbone filled {min(most, len(frames))} frames of {width}x{height}. Let "
+            "the window follow the object (crop), inpaint at a lower resolution, or do a part of the clip at a time."
+        ):
+            filled = fill_in_segments(self._fill, frames.cpu(), inactivation.cpu(), most, on_step=on_step)
         return filled.to(frames.device)
 
     def _fill(self, frames: Tensor, inactivation: Tensor, on_step: OnStep) -> Tensor:
@@ -230,7 +240,7 @@ class _Canvas:
     def _blend(self, t: int, box: _Box, sources: list[Addresses]) -> tuple[Tensor, Tensor, Tensor]:
         """Return frame t with the sources blended in, and bool, of the box: what was filled, and what has no source."""
         index = self.candidates.covered[t]
-        frame = self.candidates.frames[t].clone()
+        frame = self.candidates.picture(t)
         colours, weight = self.candidates.blend(t, sources)
         found = weight > 0
         frame.view(3, -1)[:, index[found]] = colours[found].T

@@ -93,9 +93,10 @@ def gate_points(metadata: Mapping[str, str], network: WindowNetwork, path: Any) 
     if "gate_points" not in metadata:
         return network.gate_points
     try:
-        points = tuple(str(point) for point in json.loads(metadata["gate_points"]))
+        named = json.loads(metadata["gate_points"])
     except ValueError:
-        points = tuple(metadata["gate_points"].split(","))
+        named = metadata["gate_points"].split(",")
+    points = tuple(str(point) for point in (named if isinstance(named, list) else [named]))
     unknown = [point for point in points if point not in network.stages()]
     if unknown or not points:
         raise CheckpointError(

@@ -99,19 +99,19 @@ def common_offsets(image: Tensor, missing: Tensor) -> Tensor:
     _, h, w = image.shape
     side = min(PATCH, h, w)
     across = w - side + 1
-    whole = F.unfold((~missing).float()[None, None], side)[0].amin(0) > 0
-    where = torch.nonzero(whole).flatten()
+    where = torch.nonzero(F.max_pool2d(missing.float()[None, None], side, 1).flatten() == 0).flatten()
     if len(where) < 2:
         return torch.zeros(0, 2, dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
     where = where[torch.randperm(len(where), generator=generator)[:ANSWERING]]
-    patches = F.unfold(image[None], side)[0].T[where]
+    y, x = where // across, where % across
+    # views: the patches of all places together are 64 times the picture
+    patches = image.unfold(1, side, 1).unfold(2, side, 1)[:, y, x].transpose(0, 1).flatten(1)
     patches = patches - patches.mean(0)
     variance = patches.T @ patches
     patches = patches @ torch.linalg.eigh(variance).eigenvectors[:, -COMPONENTS:]
     asked = patches[:ASKED]
     apart = patches.square().sum(1) - 2 * asked @ patches.T  # but for a constant of each patch that asks
-    y, x = where // across, where % across
     least = max(2, round(SHORT * max(h, w)))
     near = ((y[:ASKED, None] - y).abs() < least) & ((x[:ASKED, None] - x).abs() < least)
     lowest, alike = apart.masked_fill_(near, torch.inf).min(1)

@@ -25,6 +25,8 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _WIDTHS = (64, 192, 384, 256, 256)
 #: Indices into the trunk: AlexNet is compared after each of its five ReLUs.
 _RELUS = (1, 4, 7, 9, 11)
+#: With a shorter side, nothing is left of a picture for the deepest layers.
+_LEAST_SIDE = 31
 
 
 class _Linear(nn.Module):
@@ -80,6 +82,8 @@ class LPIPS(nn.Module):
     def distance(self, result: Tensor, clean: Tensor, boxes: Sequence[Box | None] | None = None) -> Tensor:
         """Return LPIPS of every frame, float64 (T,): 0 for equal pictures, larger for more different ones.
 
+        Not-a-number where a side is shorter than 31 pixels.
+
         Args:
             result, clean: floating (T, 3, H, W) in [0, 1].
             boxes: the local variant: the distance map, brought to the frame's size, is averaged over each frame's
@@ -89,6 +93,8 @@ class LPIPS(nn.Module):
             ClipError: the clips cannot be compared.
         """
         check_pair(result, clean)
+        if min(result.shape[2:]) < _LEAST_SIDE:
+            return torch.full((len(result),), torch.nan, dtype=torch.float64)
         rows = []
         with torch.inference_mode():
             for index, (a, b) in enumerate(zip(result, clean, strict=True)):

@@ -58,7 +58,9 @@ WINDOWS = {"ssim65": Window(65), "ssim7": Window(7), "ssim11g": Window(11, gauss
 def to_pictures(clip: Tensor) -> Iterator[Picture]:
     """Round a clip, floating (T, 3, H, W) in [0, 1], to 8 bits: one after another, T arrays (H, W, 3) in 0..255."""
     for frame in clip.detach():
-        rounded = (frame.cpu().clamp(0, 1) * PEAK).round()
+        # half precision would round the product once more, and NumPy knows no bfloat16
+        single = frame.cpu().to(torch.promote_types(frame.dtype, torch.float32))
+        rounded = (single.clamp(0, 1) * PEAK).round()
         yield np.ascontiguousarray(rounded.permute(1, 2, 0).numpy(), dtype=np.float64)
 
 

@@ -8,6 +8,7 @@ Dimensions: n pairs of frames, h w pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,6 @@ def warping_error(result: Tensor, motion: Motion, masks: Tensor | None = None, *
             moved = warp(masks[t + 1 : t + 2].double(), flow[None])[0, 0]
             valid = valid & ((masks[t, 0] > 0) | (moved > TRACE))
         difference = (following - result[t].double()).square().mean(0)
-        errors.append(difference[valid].mean() if valid.any() else torch.tensor(float("nan"), dtype=torch.float64))
+        errors.append(float(difference[valid].mean()) if valid.any() else math.nan)
         on_step(t + 1, len(motion.forward))
-    return torch.stack(errors) if errors else torch.zeros(0, dtype=torch.float64)
+    return torch.tensor(errors, dtype=torch.float64)

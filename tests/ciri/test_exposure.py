@@ -7,6 +7,7 @@ from ciri.exposure import LEAST, evened, exposure
 from ciri.inactivation.learned import learned_attention, shipped
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove
+from tests.ciri.inactivation.moving import moving_disc
 from tests.ciri.test_shots import holes, scene
 
 LIGHT = {
@@ -70,3 +71,17 @@ def test_attention_does_not_take_a_fade_for_a_target():
     steady = learned_attention(clip, masks[:1], masks, shipped(), dilation=12).map(shadow=True)
     faded = learned_attention(lit(clip, "fade-out"), masks[:1], masks, shipped(), dilation=12).map(shadow=True)
     assert float((faded - steady).abs().sum() / masks.sum()) < 0.1
+
+
+def test_a_target_that_was_painted_in_a_dark_frame_is_known_again():
+    clip, masks, _ = moving_disc()
+    wrong = masks.clone()
+    for mask in wrong[1:]:
+        columns = torch.nonzero(mask[0].any(0)).flatten()
+        mask[..., int(columns[0]) : int(columns[0]) + 12] = 0  # a third of it
+        mask[:, 30:44, int(columns[-1]) : int(columns[-1]) + 9] = 1  # and a spot beside it
+    fade = torch.ones(len(clip), 1, 1, 1)
+    fade[:4, 0, 0, 0] = torch.tensor([0.2, 0.4, 0.6, 0.8])
+    found, usual = (learned_attention(x, masks[:1], wrong, shipped(), dilation=14).target for x in (clip * fade, clip))
+    mistaken, mistaken_usually = (int(((x > 0.5) != (masks > 0.5)).sum()) for x in (found, usual))
+    assert mistaken < 1.2 * mistaken_usually

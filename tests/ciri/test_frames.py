@@ -72,6 +72,12 @@ def test_mask_of_another_aspect_ratio_is_refused():
         fr.check_masks(torch.ones(100, 100), 240, 432)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 0, 5), (0, 4, 4), (2, 1, 0, 0), (1, 2, 3, 4), (3,)])
+def test_masks_of_no_use_are_refused(shape):
+    with pytest.raises(MaskError, match="expected .masks, height, width."):
+        fr.check_masks(torch.zeros(shape), 10, 10)
+
+
 def test_mask_that_is_not_a_number_is_refused():
     with pytest.raises(MaskError, match="index 1"):
         fr.check_masks(torch.stack([torch.zeros(8, 8), torch.full((8, 8), torch.nan)]), 8, 8)

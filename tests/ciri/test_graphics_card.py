@@ -12,6 +12,8 @@ from ciri.inactivation.learned import shipped
 from ciri.inpainting import registry as backbones
 from ciri.inpainting.driver import WindowBackbone
 from ciri.inpainting.remove import remove
+from ciri.metrics.similarity import psnr, ssim
+from ciri.metrics.warping import Motion, motion_of, warping_error
 from ciri.pipeline import propagate, remove_object
 from ciri.propagation import registry as propagators
 from ciri.propagation.engine import MemoryPropagator
@@ -130,6 +132,18 @@ def test_maps_of_different_devices_are_fused(gpu, frames_there):
     assert torch.equal(left.cpu(), spared(first, second, second))
 
 
+def test_scores_of_clips_on_the_card(gpu):
+    frames, masks = scene(3)
+    masks[:2] = 0  # of the first pair no pixel counts
+    motion = motion_of(frames)
+    there = Motion(motion.forward.to(gpu), motion.occluded.to(gpu))
+    found = warping_error(frames.to(gpu), there, masks.to(gpu))
+    torch.testing.assert_close(found, warping_error(frames, motion, masks), equal_nan=True)
+    assert found[0].isnan() and not found[1].isnan()
+    for score in (psnr, ssim):
+        assert torch.equal(score(frames.to(gpu), frames.flip(3).to(gpu)), score(frames, frames.flip(3)))
+
+
 @PRECISIONS
 def test_the_shipped_backbone(gpu, precision):
     frames, masks = scene()
@@ -148,6 +162,14 @@ def test_published_backbones(gpu, name):
     filled = remove(frames, masks, backbone, crop=False)
     hole = masks.expand_as(frames) > 0
     assert filled.device == frames.device and not torch.equal(filled[hole], frames[hole])
+
+
+def test_a_published_backbone_beside_the_card(gpu):
+    frames, masks = scene(3, 48, 96)
+    backbone = WindowBackbone(network_of({"backbone": "sttn", "weights": None}))
+    there, here = remove(frames.to(gpu), masks, backbone, crop=False), remove(frames, masks, backbone, crop=False)
+    assert there.device == gpu
+    torch.testing.assert_close(there.cpu(), here)
 
 
 def stages(device, detector=True):

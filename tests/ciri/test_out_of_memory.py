@@ -3,6 +3,8 @@
 import os
 import platform
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,16 @@ def test_a_real_shortage_is_recognised():
         torch.empty(1 << 50)
     assert is_out_of_memory(shortage.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
+
+
+def test_a_real_shortage_of_opencv_is_answered():
+    with pytest.raises(OutOfMemoryError, match="make it smaller"), shortage_told("make it smaller"):
+        cv2.resize(np.zeros((1, 1), np.uint8), (1 << 30, 1 << 20))
+    with pytest.raises(cv2.error, match="empty"), shortage_told("make it smaller"):
+        cv2.resize(np.zeros((0, 1), np.uint8), (2, 2))
+    sizes = [1 << 30, 8]
+    found = repeat_smaller(lambda: cv2.resize(np.ones((1, 1)), (sizes[0], sizes[0])), lambda: bool(sizes.pop(0)))
+    assert found.shape == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -34,5 +34,6 @@ def test_beta_starts_where_asked_and_is_learned():
 def test_maps_of_different_clips_and_an_impossible_beta_are_refused():
     with pytest.raises(MaskError, match="same clip"):
         fuse(torch.rand(2, 1, 3, 3), torch.rand(3, 1, 3, 3), 0.5)
-    with pytest.raises(MaskError, match=r"beta is 1\.5"):
-        fuse(torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3), 1.5)
+    for beta in (1.5, 2, float("nan")):
+        with pytest.raises(MaskError, match=f"beta is {beta}"):
+            fuse(torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3), beta)

@@ -121,5 +121,18 @@ def test_the_compiled_operator_is_used_only_where_it_works_and_is_right(monkeypa
         assert torch.equal(found, expected)
 
 
+def test_a_full_card_says_nothing_of_the_compiled_operator(monkeypatch):
+    """What is asked once is remembered: with less memory in use it has to be asked again."""
+
+    def short_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    installed = types.SimpleNamespace(deform_conv2d=short_of_memory)
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(ops=installed))
+    monkeypatch.setitem(sys.modules, "torchvision.ops", installed)
+    with pytest.raises(torch.OutOfMemoryError):
+        deform.compiled_deform_conv("cpu:0")
+
+
 def test_on_a_processor_results_do_not_depend_on_what_is_installed():
     assert deform.compiled_deform_conv("cpu") is None

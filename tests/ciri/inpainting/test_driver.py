@@ -201,6 +201,14 @@ def test_interrupt_in_mid_window_leaves_nothing_behind():
     assert torch.equal(backbone.inpaint(frames, masks), expected)
 
 
+def test_what_the_callback_returns_does_not_matter():
+    frames, masks = clip(3, 48, 48)
+    backbone = WindowBackbone(STTN().eval())
+    told = []
+    result = backbone.inpaint(frames, masks, on_step=lambda done, total: told.append(done) or done + 1)
+    assert len(told) > 3 and torch.equal(result, backbone.inpaint(frames, masks))
+
+
 @pytest.mark.parametrize("t", [1, 2, 4])
 def test_clips_shorter_than_a_window(t):
     frames, masks = clip(t=t)

@@ -1,11 +1,14 @@
 """The flow backbone against scenes in which the truth behind the target is known."""
 
+from unittest.mock import Mock
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from ciri.errors import CiriError
+from ciri.errors import CiriError, OutOfMemoryError
+from ciri.flow import propagate
 from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.flow import FlowBackbone
@@ -142,6 +145,25 @@ def test_what_no_frame_shows_stays_put():
     masks[..., 20:40, 25:50] = 1
     result = FlowBackbone().inpaint(torch.where(masks > 0, torch.zeros(()), clean), masks)
     assert (result - result[:1]).abs().max() < 0.02  # synthesised once: no flicker
+
+
+def test_running_out_of_memory_names_the_knobs(scene, monkeypatch):
+    _, frames, masks = scene
+    for shortage in (MemoryError(), cv2.error("(-4:Insufficient memory) Failed to allocate 900000000 bytes")):
+        monkeypatch.setattr(propagate, "grey", Mock(side_effect=shortage))
+        with pytest.raises(OutOfMemoryError, match=r"flow backbone filled 9 frames of 128x96.*crop.*lower resolution"):
+            FlowBackbone().inpaint(frames, masks)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_how_the_clip_lies_in_memory_does_not_matter(passes):
+    """A program that turned the clip by 90 degrees may have turned the view of it alone."""
+    frames = plane(3, 40, 48)
+    masks = disc(3, 40, 48)
+    turned, turned_masks = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (frames, masks))
+    assert not turned[0].is_contiguous()
+    backbone = FlowBackbone(passes)
+    assert torch.equal(backbone.inpaint(turned, turned_masks), backbone.inpaint(frames, masks))
 
 
 def test_the_callback_stops_the_work_and_counts_up(scene):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from ciri.errors import CheckpointError
-from ciri.inpainting.load import NETWORKS, load_backbone
+from ciri.inpainting.load import NETWORKS, gate_points, load_backbone
 from ciri.inpainting.sttn import STTN
 from ciri.signatures import signature_of
 from tests.parity.seeded_weights import seeded_state_dict
@@ -43,9 +43,16 @@ def test_weights_trained_with_inactivation_say_so(tmp_path, weights):
     assert torch.isfinite(result).all()
 
 
-def test_unknown_gate_points_are_refused(tmp_path, weights):
-    save_file(weights, tmp_path / "mine.safetensors", {"gate_points": '["x0"]'})
-    with pytest.raises(CheckpointError, match="x0.*half, out"):
+@pytest.mark.parametrize("points", ['["half", "out"]', "half,out"])
+def test_gate_points_are_a_list_in_json_or_with_commas(points):
+    assert gate_points({"gate_points": points}, STTN(), "mine.safetensors") == ("half", "out")
+    assert gate_points({"gate_points": '"half"'}, STTN(), "mine.safetensors") == ("half",)
+
+
+@pytest.mark.parametrize("points", ['["x0"]', "[]", "", "3", "null", '{"half": 1}', "[[1]]"])
+def test_unknown_gate_points_are_refused(tmp_path, weights, points):
+    save_file(weights, tmp_path / "mine.safetensors", {"gate_points": points})
+    with pytest.raises(CheckpointError, match="names the gate points.*half, out"):
         load_backbone(tmp_path / "mine.safetensors")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from ciri.inpainting import texture
 from ciri.inpainting.texture import _beliefs, common_offsets, synthesise
+from tests.allocations import Allocations
 
 
 def stripes(h=72, w=96, period=8):
@@ -110,6 +111,15 @@ def test_the_commonest_offsets_are_those_of_the_pattern():
     assert len(found) >= 8
     assert (found % torch.tensor([11, 14]) == 0).all()
     assert not common_offsets(picture, torch.ones_like(missing)).numel()
+
+
+def test_only_the_patches_that_are_compared_are_taken_out_of_the_picture():
+    """Small holes far apart are looked at together: those of every place would be 64 times a large picture."""
+    picture, missing = torch.rand(3, 540, 960), torch.zeros(540, 960, dtype=torch.bool)
+    missing[20:40, 20:40] = missing[500:520, 920:940] = True
+    with Allocations(32 * picture.nbytes) as large:
+        assert len(common_offsets(picture, missing))
+    assert not large.found
 
 
 def test_beliefs_are_exact_where_there_is_no_loop():

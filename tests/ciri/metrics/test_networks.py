@@ -81,6 +81,15 @@ def test_local_lpips_sees_where_the_error_is(lpips_files):
     assert near[0] > 10 * network.distance(a, b, [there, there])[0] and near[1].isnan()
 
 
+@pytest.mark.parametrize(("height", "width"), [(31, 31), (30, 90), (90, 30), (1, 1)])
+def test_pictures_too_small_for_the_network_have_no_lpips(lpips_files, height, width):
+    network = load_lpips(lpips_files / "both.safetensors")
+    a, b = torch.rand(2, 2, 3, height, width, generator=torch.Generator().manual_seed(6))
+    for boxes in (None, [Box(0, 0, 1, 1), None]):
+        distances = network.distance(a, b, boxes)
+        assert distances.shape == (2,) and distances[0].isnan() == (min(height, width) < 31)
+
+
 def test_lpips_refuses_half_of_its_weights(lpips_files):
     with pytest.raises(CheckpointError, match="missing"):
         load_lpips(lpips_files / "alex.safetensors")

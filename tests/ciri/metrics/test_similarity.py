@@ -65,6 +65,12 @@ def test_what_rounds_to_the_same_bytes_is_equal():
     assert (psnr((exact + 0.4 / 255).clamp(0, 1), exact) == HIGHEST_PSNR).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_scored_as_what_it_stands_for(dtype):
+    result, clean = noise(5).to(dtype), noise(6).to(dtype)
+    assert torch.equal(psnr(result, clean), psnr(result.float(), clean.float()))
+
+
 def test_a_single_pixel_has_no_ssim():
     dot = torch.zeros(1, 3, 1, 1)
     assert math.isnan(float(ssim(dot, dot))) and float(psnr(dot, dot)) == HIGHEST_PSNR
