@@ -111,6 +111,7 @@ def test_propagate_answers_bad_input_in_words(run, case):
         ({"mask": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
         ({"mask": disc(40, 40)[None]}, "aspect ratios differ"),
         ({"mask": disc()[None] * float("nan")}, "inactivation mask holds values that are not numbers"),
+        ({"mask": torch.ones(1, 40, 64)}, "grown by 4 pixels, cover every pixel of the clip"),
         ({"images": _nan_clip()}, "Frame 2"),
     ],
 )
