@@ -196,8 +196,10 @@ def test_a_time_budget_ends_it_and_is_named(run, removed):
 
 
 def test_a_mode_that_the_propagator_does_not_allow_is_refused_in_words(run, removed):
-    with pytest.raises(CiriError):
-        correct(run, removed, mode="weights", propagator=Hold())
+    # of the modes that need no propagator, the recommended one is named
+    for propagator, why in ((Hold(), "the propagator 'hold' has no weights"), (None, "no propagator was given")):
+        with pytest.raises(CiriError, match=f"{why}. Use mode 'auto', which needs none"):
+            correct(run, removed, mode="weights", propagator=propagator)
     with pytest.raises(CiriError, match="expected one of auto, mask, weights, paper"):
         correct(run, removed, mode="harder")
 
