@@ -70,9 +70,9 @@ BAD = {
     "full mask": ({"mask": torch.ones(1, 40, 64)}, "covers the whole frame"),
     "mask of another shape": ({"mask": disc(40, 40)[None]}, "40x40 but the frames are 64x40"),
     "a mask for every frame": ({"mask": disc().repeat(4, 1, 1)}, "first_mask holds 4 masks.*Inactivation inpaint"),
-    "not a number": ({"images": _nan_clip()}, "Frame 2 holds values that are not numbers"),
+    "not a number": ({"images": _nan_clip()}, "Frame 2 of the clip holds values that are not numbers"),
     "one picture without batch": ({"images": clip()[0]}, r"The clip has shape \(40, 64, 3\)"),
-    "two channels": ({"images": clip(channels=2)}, "3 or 4 channels"),
+    "two channels": ({"images": clip(channels=2)}, r"shape \(4, 40, 64, 2\); expected .* 3 or 4 channels\)"),
     "frame outside": ({"painted_frame": 4}, "Frame number 4 is outside the clip; it has frames 0 to 3"),
     "key mask without a number": (
         {"key_masks": disc()[None]},
@@ -125,7 +125,8 @@ def test_inpaint_answers_bad_input_in_words(run, inputs, message):
     [
         ({"second": clip(frames=3)}, "4 and 3 frames"),
         ({"second": clip(height=64)}, "aspect ratios differ"),
-        ({"second": _nan_clip()}, "Frame 2"),
+        ({"second": _nan_clip()}, "Frame 2 of the second clip holds"),
+        ({"first": clip(channels=1)}, r"The first clip has shape \(4, 40, 64, 1\)"),
         ({"mode": "diagonal"}, "'diagonal'; expected one of side by side"),
     ],
 )
