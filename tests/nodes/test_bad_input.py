@@ -149,6 +149,13 @@ def test_errors_carry_no_frames_of_the_library(run):
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize("text", ["24\uff0c57", "24\u300157", "\uff12\uff14\uff1b57", "24 ;57,"])
+def test_frame_numbers_may_be_typed_on_a_chinese_keyboard(nodes, text):
+    from ciri_pack.nodes.propagate import parse_key_frames
+
+    assert parse_key_frames(text) == [24, 57] and nodes["CIRI_PropagateMask"].validate_inputs(key_frames=text) is True
+
+
 def test_the_server_refuses_bad_key_frames_before_running(nodes):
     cls = nodes["CIRI_PropagateMask"]
     assert cls.validate_inputs(key_frames="0, 24,57") is True
