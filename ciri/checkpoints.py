@@ -273,7 +273,9 @@ def load_pickled(path: Path) -> object:
         # mapped into memory: a listing that looks at shapes does not read the weights
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # whatever the unpickler stumbles over, this is no weight file
-        if not isinstance(error, pickle.UnpicklingError):
+        # bytes that are no pickle end in a number that was looked up, or in PyTorch's advice to read them unsafely
+        means_nothing = isinstance(error, LookupError) or "weights_only" in str(error)
+        if not isinstance(error, pickle.UnpicklingError) and not means_nothing:
             raise broken(path, str(error).partition("\n")[0].rstrip(".")) from error
         if re.search(r"Unsupported (global|class)|Trying to", str(error)):
             raise CheckpointError(

@@ -28,27 +28,30 @@ PAINT = "Paint the object white on one frame (in ComfyUI: right-click LoadImage,
 # --------------------------------------------------------------------------------------------- checking
 
 
-def check_clip(frames: Tensor) -> Tensor:
+def check_clip(frames: Tensor, *, what: str = "clip") -> Tensor:
     """Return the clip as float32 (T, 3, H, W) in [0, 1].
 
     Args:
         frames: floating (T, 3 | 4, H, W); a fourth (alpha) channel is dropped, values are clamped to [0, 1].
+        what: how the message calls the clip ("inpainted clip", "reference", ...).
 
     Raises:
         ClipError: another shape or type, no frame, or a not-a-number (the message names the frame).
     """
     if frames.ndim != 4 or frames.shape[1] not in (3, 4):
-        raise ClipError(f"The clip has shape {tuple(frames.shape)}; expected (frames, 3 or 4 channels, height, width).")
+        raise ClipError(
+            f"The {what} has shape {tuple(frames.shape)}; expected (frames, 3 or 4 channels, height, width)."
+        )
     if not frames.is_floating_point():
-        raise ClipError(f"The clip holds {frames.dtype} values; expected floating-point values in [0, 1].")
+        raise ClipError(f"The {what} holds {frames.dtype} values; expected floating-point values in [0, 1].")
     if frames.shape[0] == 0 or 0 in frames.shape[2:]:
-        raise ClipError(f"The clip is empty (shape {tuple(frames.shape)}); load a video with at least one frame.")
+        raise ClipError(f"The {what} is empty (shape {tuple(frames.shape)}); load a video with at least one frame.")
     frames = frames[:, :3].float()
     # frame by frame: a mask of the whole clip would cost a quarter of its memory again
     for index, frame in enumerate(frames):
         if not torch.isfinite(frame).all():
             raise ClipError(
-                f"Frame {number(index)} holds values that are not numbers (NaN or infinite); "
+                f"Frame {number(index)} of the {what} holds values that are not numbers (NaN or infinite); "
                 "check the node or the program that made the clip."
             )
     low, high = torch.aminmax(frames)

@@ -34,9 +34,12 @@ DetectorSocket = io.Custom("CIRI_DETECTOR")
 
 def to_clip(images: Tensor, *, what: str = "clip") -> Tensor:
     """Return an IMAGE as a checked clip, float32 (T, 3, H, W)."""
-    if images.ndim != 4:
-        raise ClipError(f"The {what} has shape {tuple(images.shape)}; expected (frames, height, width, channels).")
-    return check_clip(images.movedim(-1, 1))
+    if images.ndim != 4 or images.shape[3] not in (3, 4):
+        # in ComfyUI's order, which is what a person sees in other nodes
+        raise ClipError(
+            f"The {what} has shape {tuple(images.shape)}; expected (frames, height, width, 3 or 4 channels)."
+        )
+    return check_clip(images.movedim(-1, 1), what=what)
 
 
 def checked_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[str]]:

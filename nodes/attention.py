@@ -181,7 +181,9 @@ class FuseInactivation(io.ComfyNode):
                     tooltip="Where beta was learned in training, with the backbone or with its attention map, that "
                     "counts instead of the slider.",
                 ),
-                io.Image.Input("images", optional=True, tooltip="The clip, for the preview only."),
+                io.Image.Input(
+                    "images", optional=True, tooltip="The clip: the map gets its size and is shown over it."
+                ),
             ],
             outputs=[
                 io.Mask.Output("inactivation", display_name="inactivation", tooltip="Connect to Inactivation inpaint."),

@@ -18,6 +18,9 @@ from ._adapt import CATEGORY, PropagatorSocket, checked_masks, plain_errors, pro
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
 from ._report import describe_track
 
+#: What may stand between frame numbers: comma and semicolon, and in Chinese these two and the comma of lists.
+SEPARATORS = str.maketrans(dict.fromkeys(",;\uff0c\uff1b\u3001", " "))
+
 
 class PropagateMask(io.ComfyNode):
     """Follows the painted object through the clip."""
@@ -137,12 +140,12 @@ class PropagateMask(io.ComfyNode):
 
 
 def parse_key_frames(text: str) -> list[int]:
-    """Read "24, 57" (commas, semicolons or spaces).
+    """Read "24, 57" (commas, semicolons or spaces, those of Chinese keyboards too).
 
     Raises:
         MaskError: something in it is no whole number.
     """
-    words = text.replace(",", " ").replace(";", " ").split()
+    words = text.translate(SEPARATORS).split()
     try:
         return [int(word) for word in words]
     except ValueError:

@@ -108,6 +108,8 @@ def describe(scores: Scores, remarks: Sequence[str]) -> str:
         unit, digits = (" dB" if "psnr" in name else ""), 4 if name in _FOUR_DIGITS else 2
         lines.append(f"| {title} | {average:.{digits}f}{unit} | {worst:.{digits}f}{unit} | {values.index(worst)} |")
     meanings = {column.key: column.meaning for column in [*LOCAL, *GLOBAL, *COLUMNS]}
+    # its flow is that of the reference, which may be the original clip: a remark says so
+    meanings["e_warp_masked"] = "Warping error of inpainted pixels."
     explained = [f"- {_SHOWN[name]}: {meanings[name]}" for name in _SHOWN if name in scores and name in meanings]
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks), *explained])
 

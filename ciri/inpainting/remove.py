@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,7 @@ from ciri.errors import MaskError
 from ciri.exposure import evened, exposure
 from ciri.frames import as_pair, extent, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
+from ciri.numbering import ranges
 from ciri.progress import OnStep, ignore, part
 from ciri.shots import in_place, shots
 
@@ -20,6 +23,9 @@ WORTHWHILE = 0.8
 #: From this value of the map on, the filled pixel is shown whole. Blending by the map itself would let half of the
 #: target shine through wherever the propagator was only half sure.
 SHOWN_WHOLE_FROM = 0.5
+
+#: What exceeds this is taken for the target: nothing is copied from there.
+COVERED_ABOVE = 0.5
 
 
 def remove(
@@ -47,7 +53,7 @@ def remove(
         on_step: progress callback.
 
     Raises:
-        MaskError: the map is of another length or size than the clip.
+        MaskError: the map is of another length or size than the clip, or leaves nothing of a shot to fill from.
     """
     expected = (len(frames), 1, *frames.shape[2:])
     if inactivation.shape != expected:
@@ -57,6 +63,7 @@ def remove(
         )
     inactivation = inactivation.to(frames.device)
     scenes, done = shots(frames, on_step=on_step), 0
+    _check_something_is_shown(inactivation, scenes, grow)
     if len(scenes) == 1:
         return remove_from_shot(frames, inactivation, backbone, grow=grow, feather=feather, crop=crop, on_step=on_step)
     result = frames.clone()
@@ -69,6 +76,19 @@ def remove(
         done += len(scene)
         steps(1, 1)
     return result
+
+
+def _check_something_is_shown(inactivation: Tensor, scenes: Sequence[Sequence[int]], grow: int) -> None:
+    """Refuse masks that cover all of a shot, before any shot is filled: what copies would make it black."""
+    for scene in scenes:
+        if any((grow_mask(inactivation[t : t + 1], grow) <= COVERED_ABOVE).any() for t in scene):
+            continue
+        how = f", {'grown' if grow > 0 else 'shrunk'} by {abs(grow)} pixels," if grow else ""
+        where = "the clip" if len(scenes) == 1 else f"frames {ranges(scene)}, a shot of its own"
+        raise MaskError(
+            f"The masks{how} cover every pixel of {where}, so there is nothing to fill from. Only the object may be "
+            "white: invert the masks if they are the wrong way round, or let them grow less."
+        )
 
 
 def remove_from_shot(

@@ -74,7 +74,9 @@ class Schedule:
     def _references(self, centre: int, length: int, local: range) -> list[int]:
         if self.num_ref == -1:
             return [i for i in range(0, length, self.step) if i not in local]
-        reach = self.step * (self.num_ref // 2)
+        # the published programs look equally far to both sides, so that of an odd number one is lost, and 1 means none
+        one_side = self.num_ref // 2 if self.published else (self.num_ref + 1) // 2
+        reach = self.step * one_side
         first, last = max(0, centre - reach), min(length, centre + reach)
         most = self.num_ref + 1 if self.published == "test" else self.num_ref
         candidates = [i for i in range(first, last + 1, self.step) if i not in local]

@@ -17,7 +17,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor, nn
 
-from ciri.errors import MaskError, OutOfMemoryError
+from ciri.errors import CiriError, MaskError, OutOfMemoryError
 from ciri.numbering import ranges
 from ciri.out_of_memory import BeforeRun, nothing, shortage_told
 from ciri.parallel import both
@@ -32,6 +32,8 @@ from ciri.shots import find_cuts
 
 #: A note names so many runs of frames.
 _MOST_RANGES = 8
+#: At fewer pixels on the shorter side the coarsest grid has a cell or two, and every target is lost.
+LEAST_SIDE = 32
 #: Share of the time that the guide takes, for the progress bar.
 GUIDE_SHARE = 0.25
 #: A guide that finds nothing in so many frames in a row, or in a whole shot, says that nothing is there; in fewer it
@@ -78,6 +80,9 @@ class MemoryPropagator:
         batch: frames encoded at once; None: 1 on the CPU (more brings nothing there), 4 elsewhere.
         guide: for a network that takes hints, the propagator that gives them; None: none are given.
 
+    Raises:
+        CiriError: a short side of a few pixels, at which nothing is seen.
+
     Attributes:
         before_run: called with the height and width that frames are worked on at, before a run; may free memory for it.
     """
@@ -100,6 +105,10 @@ class MemoryPropagator:
         batch: int | None = None,
         guide: Propagator | None = None,
     ) -> None:
+        if short_side is not None and short_side < LEAST_SIDE:
+            raise CiriError(
+                f"The working size is {short_side} pixels; choose at least {LEAST_SIDE} (480 is the usual one)."
+            )
         self.network = network
         self.name = network.name
         self.device = torch.device(device) if device is not None else None

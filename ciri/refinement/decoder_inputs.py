@@ -68,7 +68,7 @@ def refinable(propagator: Propagator | None, mode: str) -> MemoryPropagator:
     if not isinstance(propagator, MemoryPropagator):
         name = "no propagator was given" if propagator is None else f"the propagator '{propagator.name}' has no weights"
         raise CiriError(
-            f"Refinement in mode '{mode}' tunes a propagator's weights, but {name}. Use mode 'mask', which needs none, "
+            f"Refinement in mode '{mode}' tunes a propagator's weights, but {name}. Use mode 'auto', which needs none, "
             "or the propagator lite or stcn."
         )
     return propagator

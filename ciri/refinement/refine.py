@@ -336,6 +336,10 @@ class _Job:
             after = watch.look(outcome.inpainted, every, self.clock.watched(part(on_step, 0.9, 1)))
         self.report.mode, self.report.steps, self.tuned = "paper", outcome.steps, outcome.propagator
         self.report.notes += outcome.notes
+        if self.fixed != {self.clip.index} or (self.kept is not None and self.kept.any()):
+            self.report.notes.append(
+                "Mode paper follows the first mask alone: frames painted again, and what is to stay, do not count."
+            )
         changed = [t for t in every if not torch.equal(outcome.masks[t], self.masks[t])]
         self._describe(before, after, outcome.masks, dict.fromkeys(changed, ""))
         self.report.outcome = "The propagator was tuned as the paper prints it; nothing guards this mode."

@@ -277,6 +277,15 @@ def test_everything_else_that_is_not_a_state_dict_is_refused(tmp_path, make):
             read(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("content", [bytes(5000), b"hello"], ids=["room kept for a download", "text"])
+def test_bytes_that_are_no_pickle_are_called_so(tmp_path, content):
+    """PyTorch would say of the first to read it unsafely, and of the second "101"."""
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"file: it is not a PyTorch weight file\. It may be damaged") as refused:
+        ck.read_state_dict(tmp_path / "w.pth")
+    assert "weights_only" not in str(refused.value)
+
+
 def test_names_and_contents_must_agree(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     (tmp_path / "w.pth").rename(tmp_path / "w.safetensors")

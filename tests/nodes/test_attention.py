@@ -183,7 +183,7 @@ def test_interrupt_stops_within_a_step_and_the_next_run_is_whole(run):
         ({"first_mask": disc().repeat(2, 1, 1)}, "first_mask holds 2 masks"),
         ({"masks": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
         ({"painted_frame": 4}, "Frame number 4 is outside the clip"),
-        ({"images": clip() * float("nan")}, "Frame 0 holds values that are not numbers"),
+        ({"images": clip() * float("nan")}, "Frame 0 of the clip holds values that are not numbers"),
     ],
 )
 def test_attention_answers_bad_input_in_words(run, inputs, message):

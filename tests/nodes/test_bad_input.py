@@ -70,9 +70,9 @@ BAD = {
     "full mask": ({"mask": torch.ones(1, 40, 64)}, "covers the whole frame"),
     "mask of another shape": ({"mask": disc(40, 40)[None]}, "40x40 but the frames are 64x40"),
     "a mask for every frame": ({"mask": disc().repeat(4, 1, 1)}, "first_mask holds 4 masks.*Inactivation inpaint"),
-    "not a number": ({"images": _nan_clip()}, "Frame 2 holds values that are not numbers"),
+    "not a number": ({"images": _nan_clip()}, "Frame 2 of the clip holds values that are not numbers"),
     "one picture without batch": ({"images": clip()[0]}, r"The clip has shape \(40, 64, 3\)"),
-    "two channels": ({"images": clip(channels=2)}, "3 or 4 channels"),
+    "two channels": ({"images": clip(channels=2)}, r"shape \(4, 40, 64, 2\); expected .* 3 or 4 channels\)"),
     "frame outside": ({"painted_frame": 4}, "Frame number 4 is outside the clip; it has frames 0 to 3"),
     "key mask without a number": (
         {"key_masks": disc()[None]},
@@ -111,6 +111,7 @@ def test_propagate_answers_bad_input_in_words(run, case):
         ({"mask": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
         ({"mask": disc(40, 40)[None]}, "aspect ratios differ"),
         ({"mask": disc()[None] * float("nan")}, "inactivation mask holds values that are not numbers"),
+        ({"mask": torch.ones(1, 40, 64)}, "grown by 4 pixels, cover every pixel of the clip"),
         ({"images": _nan_clip()}, "Frame 2"),
     ],
 )
@@ -124,7 +125,8 @@ def test_inpaint_answers_bad_input_in_words(run, inputs, message):
     [
         ({"second": clip(frames=3)}, "4 and 3 frames"),
         ({"second": clip(height=64)}, "aspect ratios differ"),
-        ({"second": _nan_clip()}, "Frame 2"),
+        ({"second": _nan_clip()}, "Frame 2 of the second clip holds"),
+        ({"first": clip(channels=1)}, r"The first clip has shape \(4, 40, 64, 1\)"),
         ({"mode": "diagonal"}, "'diagonal'; expected one of side by side"),
     ],
 )
@@ -145,6 +147,13 @@ def test_errors_carry_no_frames_of_the_library(run):
     frames = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert not any("/ciri/" in name for name in frames)
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("text", ["24\uff0c57", "24\u300157", "\uff12\uff14\uff1b57", "24 ;57,"])
+def test_frame_numbers_may_be_typed_on_a_chinese_keyboard(nodes, text):
+    from ciri_pack.nodes.propagate import parse_key_frames
+
+    assert parse_key_frames(text) == [24, 57] and nodes["CIRI_PropagateMask"].validate_inputs(key_frames=text) is True
 
 
 def test_the_server_refuses_bad_key_frames_before_running(nodes):

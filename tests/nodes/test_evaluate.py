@@ -42,6 +42,7 @@ def test_against_the_original(run):
     result, original, masks = scene()
     report = run("CIRI_EvaluateRemoval", result=result, reference=original, masks=masks, reference_is=ORIGINAL).args[0]
     assert "outside PSNR | 100.00" in report and "E_warp" in report and "local PSNR" not in report
+    assert "on the reference" in report and "clean clip" not in report, "there is none"
 
 
 def test_one_frame(run):

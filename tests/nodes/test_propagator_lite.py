@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ciri.errors import CheckpointError
+from ciri.errors import CheckpointError, CiriError
 from ciri.propagation.lite import SHORT_SIDE, LiteNetwork
 from ciri.training.propagator_report import export
 
@@ -53,3 +53,10 @@ def test_a_missing_file_is_named_and_what_to_do(run, folder):
     words = "'gone.safetensors' is not there. Choose 'shipped', .*'python -m ciri train propagator' made into "
     with pytest.raises(CheckpointError, match=words + str(folder)):
         run("CIRI_PropagatorLite", **{**OPTIONS, "weights": "gone.safetensors"})
+
+
+@pytest.mark.parametrize("size", [-5, 0, 16])
+def test_a_size_at_which_nothing_is_seen_is_refused(run, size):
+    """ComfyUI checks the limits of a number that is typed in, not of one that comes from another node."""
+    with pytest.raises(CiriError, match=f"The working size is {size} pixels; choose at least 32"):
+        run("CIRI_PropagatorLite", **{**OPTIONS, "working_size": size})

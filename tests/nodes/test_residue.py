@@ -9,11 +9,13 @@ from ciri.errors import CheckpointError, CiriError, ClipError
 from ciri.heat import heat
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove
+from ciri.refinement.product import REACH
 from ciri.refinement.refine import refine
 from ciri.refinement.settings import RefinementSettings
 from ciri.residue.detect import detect_residue
 from ciri.residue.lite import ResidueNetwork
 from ciri.residue.siammask_network import SiamMask
+from scripts.comfyui import ROOT
 from tests.nodes.models import Hold, Red
 from tests.nodes.test_behaviour import shown_video
 from tests.parity.seeded_weights import seeded_state_dict
@@ -164,6 +166,14 @@ def test_what_is_kept_is_not_grown_over(run, removed):
         correct(run, removed, kept=kept[:2])
 
 
+@pytest.mark.parametrize("page", ["CIRI_RefinePropagator.md", "CIRI_RefinePropagator/zh.md"])
+def test_frames_around_a_corrected_one_are_filled_again_as_the_help_says(run, removed, page):
+    """They may have copied what was left."""
+    filled, before = correct(run, removed).args[2], removed[3]
+    assert not torch.equal(filled[CUT - 1], before[CUT - 1])
+    assert f" {REACH} " in (ROOT / "web" / "docs" / page).read_text(encoding="utf-8")
+
+
 def test_a_clean_clip_comes_back_bit_for_bit(run):
     images, first, _ = scene()
     clean = grey_fill(images, first.expand(FRAMES, -1, -1))
@@ -196,8 +206,10 @@ def test_a_time_budget_ends_it_and_is_named(run, removed):
 
 
 def test_a_mode_that_the_propagator_does_not_allow_is_refused_in_words(run, removed):
-    with pytest.raises(CiriError):
-        correct(run, removed, mode="weights", propagator=Hold())
+    # of the modes that need no propagator, the recommended one is named
+    for propagator, why in ((Hold(), "the propagator 'hold' has no weights"), (None, "no propagator was given")):
+        with pytest.raises(CiriError, match=f"{why}. Use mode 'auto', which needs none"):
+            correct(run, removed, mode="weights", propagator=propagator)
     with pytest.raises(CiriError, match="expected one of auto, mask, weights, paper"):
         correct(run, removed, mode="harder")
 

@@ -111,6 +111,13 @@ def test_chinese_texts_are_complete(described):
         assert any("\u4e00" <= letter <= "\u9fff" for letter in text), f"no Chinese in {'.'.join(path)}: {text!r}"
 
 
+def test_chinese_texts_name_the_menu_entry_as_the_page_shows_it():
+    """ComfyUI's Chinese page leaves this entry in English."""
+    page = (ROOT / "web" / "docs" / "CIRI_PropagateMask" / "zh.md").read_text(encoding="utf-8")
+    for text in (_read(CHINESE)["CIRI_PropagateMask"]["inputs"]["first_mask"]["tooltip"], page):
+        assert "Open in MaskEditor" in text
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_node_has_help_with_a_picture(described, language):
     docs = ROOT / "web" / "docs"

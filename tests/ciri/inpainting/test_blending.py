@@ -61,6 +61,12 @@ def test_windows_without_holes_are_skipped():
     assert [w.centre for w in without_holes(Schedule().windows(30), has_hole)] == [10, 15]
 
 
+@pytest.mark.parametrize("count", range(8))
+def test_in_the_middle_of_a_clip_there_are_as_many_references_as_were_asked_for(count):
+    (window,) = [w for w in Schedule(num_ref=count).windows(97) if w.centre == 45]
+    assert len(window.reference) == count
+
+
 @pytest.mark.parametrize("wrong", [{"stride": 0}, {"step": 0}, {"num_ref": -2}])
 def test_impossible_schedules_are_refused(wrong):
     with pytest.raises(ClipError, match="at least"):

@@ -255,6 +255,14 @@ def test_paper_mode_takes_a_step_for_every_frame_and_every_weight(monkeypatch):
     assert result.propagator is not given
 
 
+@pytest.mark.parametrize(("fixed", "kept", "told"), [([0], 0, False), ([0, 2], 0, True), ([], 1, True)])
+def test_paper_mode_tells_that_it_keeps_to_nothing_but_the_first_mask(fixed, kept, told):
+    scene = Scene(count=4)
+    options = {"settings": settings(mode="paper", epochs=1), "fixed": fixed, "kept": kept * (1 - scene.true)}
+    result = run(scene, scene.cut(at=(2,)), propagator(), **options)
+    assert ("first mask alone: frames painted again, and what is to stay, do not count" in result.report.text()) == told
+
+
 def test_a_time_budget_ends_paper_mode_within_a_step(monkeypatch):
     """A clock that gains a second with every reading; whatever it ends in, nothing was changed."""
     from ciri.refinement import clock
