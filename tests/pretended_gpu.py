@@ -4,12 +4,14 @@ On a machine without a graphics card nothing else finds out that two tensors wou
 an array was taken of a tensor that NumPy cannot see, or that half precision reached an operation that refuses it.
 What is known of a tensor is kept with its storage, as the real device is, so that views and parameters share it.
 
-Not pretended: kernels, their speed and rounding, streams, memory. Threads started inside see ordinary tensors.
+Not pretended: kernels, their speed and rounding, streams, memory. Of threads started inside, those of a pool see the
+card; others see ordinary tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -182,6 +184,17 @@ def pretended_gpu() -> Iterator[torch.device]:
         }
         for name, answer in answers.items():
             stack.enter_context(mock.patch(f"torch.cuda.{name}", return_value=answer))
+        submit = ThreadPoolExecutor.submit
+
+        def submit_with_card(pool: ThreadPoolExecutor, work: Any, *args: Any, **kwargs: Any) -> Future[Any]:
+            def there() -> Any:
+                # PyTorch's modes belong to a thread
+                with Kernels(on_gpu), Interface(on_gpu):
+                    return work(*args, **kwargs)
+
+            return submit(pool, there)
+
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", submit_with_card))
         stack.enter_context(Kernels(on_gpu))
         stack.enter_context(Interface(on_gpu))
         yield GPU
