@@ -45,9 +45,9 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         help="image in which something is white that comes close to the object and is to stay, painted on the frame of "
         "the first --mask; repeat it for more",
     )
+    # without a default: what is given shows by not being None
     parser.add_argument(
         "--propagator",
-        default=propagators.DEFAULT,
         metavar="NAME",
         help=f"what follows the object: {PROPAGATORS} (default {propagators.DEFAULT})",
     )
@@ -58,6 +58,11 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
 def built(registry: Any, name: str, weights: Path | None, device: Any) -> Any:
     """Make a model of a registry: on the device, with the weight file if one is given."""
     return registry.build(name, device=device, **({} if weights is None else {"weights": weights}))
+
+
+def built_propagator(args: argparse.Namespace, device: Any) -> Any:
+    """Make what follows the object: what :func:`add_propagation` asks for."""
+    return built(propagators, args.propagator or propagators.DEFAULT, args.propagator_weights, device)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +127,11 @@ def check_outputs(args: argparse.Namespace) -> None:
     for path in outputs.values():
         media.check_output(path)
     media.check_apart(outputs, inputs)
+
+
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of some arguments without a default that were given, as they are typed."""
+    return [_flag(name) for name in names if getattr(args, name) is not None]
 
 
 def _flag(name: str) -> str:
