@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import MediaError
-from ciri.media import Clip, decode_image, image_files, read_clip
+from ciri.media import IMAGE_SUFFIXES, Clip, decode_image, image_files, read_clip
 
 #: A greyscale mask whose brightest pixel is darker than this share of white holds label numbers, not grey levels.
 _DARKEST_WHITE = 0.5
@@ -40,6 +40,11 @@ def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
 
 
 def _decode_mask(file: Path) -> np.ndarray:
+    if file.is_dir():
+        raise MediaError(
+            f"{file} is a folder; expected one image in which the object is white, or transparent. A mask for every "
+            "frame is given with --masks."
+        )
     if not file.is_file():
         raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
     image = decode_image(file, cv2.IMREAD_UNCHANGED)
@@ -83,7 +88,7 @@ def read_masks(
     """Read a mask for every frame, float32 (T, 1, H, W) in [0, 1], and notes on how they were understood.
 
     Args:
-        path: a folder of numbered images, or a video.
+        path: a folder of numbered images, a video, or an image for a clip of one frame.
         start: skip this many masks.
         count: read at most this many (default: to the end).
         clip: what was read with this start and count. Masks that were made for this part alone, as the names, the
@@ -93,6 +98,9 @@ def read_masks(
         MediaError: as :func:`read_clip`.
     """
     path = Path(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        mask, said = read_mask(path)
+        return mask[None, None], said
     if not path.is_dir():
         return _read_mask_video(path, start, count, clip)
     files, choice = _mask_files(image_files(path), start, count, clip)

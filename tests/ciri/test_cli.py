@@ -173,6 +173,7 @@ def bad_calls(scene, folder):
         (["remove", folder / "text.mp4", *given], "no video that can be read"),
         (["remove", frames, "-o", out], "No --mask"),
         (["remove", frames, "--mask", folder / "missing.png", "-o", out], "does not exist"),
+        (["remove", frames, "--mask", scene / "masks", "-o", out], "is a folder; expected one image"),
         (["remove", frames, "--mask", folder / "empty.png", "-o", out], "is empty"),
         (["remove", frames, "--mask", folder / "square.png", "-o", out], "aspect ratios"),
         (["remove", frames, *given, "--masks", scene / "masks"], "Both --mask and --masks"),
