@@ -269,12 +269,16 @@ def given_masks(frames: Tensor, masks: Tensor) -> MaskTrack:
     The masks may be on any device; the track is on the frames'.
 
     Raises:
-        MaskError: another count, size or shape than the clip's, or no object in any frame.
+        MaskError: another count, size or shape than the clip's, no object in any frame, or nothing else in all of them.
     """
-    checked, notes = check_masks(masks, *frames.shape[2:], what="masks")
+    checked, notes = check_masks(masks, *frames.shape[2:], what="mask of every frame")
     if len(checked) != len(frames):
         raise MaskError(f"There are {len(checked)} masks for {len(frames)} frames; expected one for every frame.")
     seen = (checked > 0.5).flatten(1).any(1)
     if not seen.any():
         raise MaskError("All masks are empty (no pixel above 0.5); paint the object white.")
+    if (checked > 0.5).all():
+        raise MaskError(
+            "All masks cover the whole frame, so there is no background to fill from; paint only the object white."
+        )
     return MaskTrack(checked.to(frames.device), seen.to(frames.device, torch.float32), notes)

@@ -213,6 +213,8 @@ def test_alpha_and_half_precision():
         ({"first_mask": None}, "what to remove"),
         ({"masks": torch.zeros(COUNT, HEIGHT, WIDTH)}, "All masks are empty"),
         ({"masks": torch.ones(COUNT - 1, HEIGHT, WIDTH)}, "4 masks for 5 frames"),
+        ({"masks": torch.ones(COUNT, HEIGHT, WIDTH)}, "All masks cover the whole frame"),
+        ({"masks": torch.ones(COUNT, WIDTH, HEIGHT)}, "The mask of every frame is"),
         ({"first_mask": painted(), "masks": torch.ones(COUNT, HEIGHT, WIDTH)}, "Both first_mask and masks"),
         ({"masks": torch.ones(COUNT, HEIGHT, WIDTH), "keep": painted()}, "leave keep out"),
         ({"first_mask": painted(), "bridge": True}, "leave bridge out"),
