@@ -171,6 +171,8 @@ def bad_calls(scene, folder):
     return [
         (["remove", folder / "missing.mp4", *given], "does not exist"),
         (["remove", folder / "text.mp4", *given], "no video that can be read"),
+        (["remove", folder / ("long" * 100), *given], "File name too long"),
+        (["remove", frames, "--mask", mask, "-o", folder / ("long" * 100)], "File name too long"),
         (["remove", frames, "-o", out], "No --mask"),
         (["remove", frames, "--mask", folder / "missing.png", "-o", out], "does not exist"),
         (["remove", frames, "--mask", scene / "masks", "-o", out], "is a folder; expected one image"),
