@@ -7,6 +7,7 @@ kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,7 +189,8 @@ def check_output(path: str | Path) -> None:
     """Refuse what :func:`write_clip` could not write, before minutes of work are spent on it.
 
     Raises:
-        MediaError: a suffix that is no video's, or a name that is taken by something else.
+        MediaError: a suffix that is no video's, a name that is taken by something else, or a place where nothing may
+            be written.
     """
     path = Path(path)
     if path.suffix and not path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -199,6 +201,13 @@ def check_output(path: str | Path) -> None:
         raise MediaError(f"{path} is a file; expected the name of a video or of a folder.")
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_dir():
         raise MediaError(f"{path} is a folder, but its name is a video's.")
+    # links are followed; folders that are missing on the way will be made
+    wanted = path.resolve() if path.is_dir() else path.resolve().parent
+    there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    if not there.is_dir():
+        raise MediaError(f"{path} cannot be written: {there} is no folder. Give another place.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise MediaError(f"{path} cannot be written: {there} may not be written to. Give another place.")
 
 
 def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:

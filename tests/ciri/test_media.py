@@ -693,7 +693,21 @@ def test_output_that_is_something_else(tmp_path):
         media.check_output(tmp_path / "folder.mp4")
 
 
-def test_output_below_a_file_cannot_be_written(tmp_path):
+@pytest.mark.parametrize("name", ["out", "out.mp4", "more/out.mp4"])
+def test_output_below_a_file_cannot_be_written(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MediaError, match="cannot be written"):
-        media.write_clip(tmp_path / "file" / "out", smooth_clip(1))
+    with pytest.raises(MediaError, match="file is no folder"):
+        media.check_output(tmp_path / "file" / name)
+
+
+@pytest.mark.parametrize("name", ["", "out", "out.mp4", "more/out.mp4", "link.mp4"])
+def test_output_where_nothing_may_be_written(tmp_path, monkeypatch, name):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "link.mp4").symlink_to(tmp_path / "ours.mp4")
+    monkeypatch.setattr(media.os, "access", lambda path, mode: path != folder)
+    if name == "link.mp4":  # written where it leads
+        media.check_output(folder / name)
+        return
+    with pytest.raises(MediaError, match="theirs may not be written to"):
+        media.check_output(folder / name)
