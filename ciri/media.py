@@ -303,7 +303,8 @@ def write_png(file: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", image if order is None else cv2.cvtColor(image, order))
     if not done:
         raise MediaError(f"{file} cannot be encoded as PNG.")
-    data.tofile(file)
+    # not data.tofile: where there is no room, it does not say so
+    file.write_bytes(data.tobytes())
 
 
 def _to_images(frames: Tensor) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """ciri.media and ciri.video_files: what is written is read back, and what was there is kept."""
 
+import resource
 from fractions import Fraction
 
 import av
@@ -711,3 +712,13 @@ def test_output_where_nothing_may_be_written(tmp_path, monkeypatch, name):
         return
     with pytest.raises(MediaError, match="theirs may not be written to"):
         media.check_output(folder / name)
+
+
+def test_images_that_there_is_no_room_for(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(MediaError, match="out cannot be written: File too large"):
+            media.write_clip(tmp_path / "out", torch.rand(1, 3, 64, 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
