@@ -269,6 +269,19 @@ def test_sound_is_kept_from_the_first_frame_that_was_read(tmp_path):
     assert frequency == pytest.approx(400, abs=20) and length == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.parametrize("pyav", [True, False])
+@pytest.mark.parametrize("name", ["call 12:30.mp4", "call:1.mp4", "file:1.mp4"])
+def test_a_colon_in_the_name_of_a_video_makes_no_protocol_of_it(tmp_path, monkeypatch, name, pyav):
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "loud.mp4", [(90, 90, 90)] * 48, sound=two_tones()).rename(tmp_path / name)
+    if not pyav:
+        monkeypatch.setattr(video_files, "av", None)
+    clip = media.read_clip(name)
+    assert len(clip.frames) == 48
+    media.write_clip("out.mp4", clip.frames, clip)
+    assert not pyav or pitch(tmp_path / "out.mp4")[1] == pytest.approx(2, abs=0.2)
+
+
 def times(path):
     """When each frame of a file is shown, in seconds."""
     with av.open(str(path)) as container:
