@@ -66,12 +66,15 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
     """
     path = Path(path)
     if start < 0 or (count is not None and count < 1):
-        raise MediaError(f"Frames from {start}, {count} of them; expected a start of 0 or more and at least one frame.")
+        asked = f"Frames from {start}" + (f", {count} of them" if count is not None else "")
+        raise MediaError(f"{asked}; expected a start of 0 or more and at least one frame.")
     if path.is_dir():
         return _read_folder(path, start, count)
     if not path.is_file():
         raise MediaError(f"{path} does not exist; expected a video file or a folder of numbered images.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
+        if start:
+            raise MediaError(f"{path} is one image; there is no frame {start}.")
         image, bits = _read_colour(path)
         return Clip(_to_tensor([image]), names=[path.stem], bits=bits)
     images, facts, notes = read_video(path, start, count)

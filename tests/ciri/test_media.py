@@ -686,10 +686,26 @@ def test_a_video_that_changes_its_size_is_refused_and_its_parts_are_read(tmp_pat
         assert frames.shape == (4, 3, 16, width) and (frames - 200 / 255).abs().max() < 0.01
 
 
-@pytest.mark.parametrize(("start", "count"), [(6, None), (100, 2), (-1, None), (0, 0)])
-def test_frames_outside_the_clip(video, start, count):
-    with pytest.raises(MediaError):
+@pytest.mark.parametrize(
+    ("start", "count", "words"),
+    [
+        (6, None, "no frame 6"),
+        (100, 2, "no frame 100"),
+        (-1, None, "from -1; expected"),
+        (-1, 2, "from -1, 2 of them; expected"),
+        (0, 0, "from 0, 0 of them; expected"),
+    ],
+)
+def test_frames_outside_the_clip(video, start, count, words):
+    with pytest.raises(MediaError, match=words):
         media.read_clip(video, start=start, count=count)
+
+
+def test_an_image_is_a_clip_of_one_frame(tmp_path):
+    media.write_png(tmp_path / "7.png", np.zeros((4, 6, 3), np.uint8))
+    assert media.read_clip(tmp_path / "7.png", count=5).frames.shape == (1, 3, 4, 6)
+    with pytest.raises(MediaError, match="no frame 2"):
+        media.read_clip(tmp_path / "7.png", start=2)
 
 
 @pytest.mark.parametrize("name", ["out.gif", "out.txt", "out.png"])
