@@ -175,6 +175,8 @@ def _check_options(args: argparse.Namespace) -> None:
     """
     if args.frames is not None and args.frames < 1:
         raise EvaluationError(f"--frames {args.frames}: expected at least one frame.")
+    if args.feather < 0:
+        raise EvaluationError(f"--feather {args.feather}: expected 0 or more pixels.")
     if args.degrade_cases is not None and not args.degrade:
         raise EvaluationError("--degrade-cases without --degrade: no wrong masks are inpainted. Give both, or neither.")
     if args.degrade_cases is not None and args.degrade_cases < 1:

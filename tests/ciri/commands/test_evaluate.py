@@ -47,6 +47,7 @@ def test_without_clean_clips(tmp_path, capsys):
     [
         (["--only", "gamma"], "no case 'gamma'; the cases are alpha, beta"),
         (["--frames", "0"], "at least one frame"),
+        (["--feather", "-1"], "--feather -1: expected 0 or more"),
         (["--degrade-cases", "1"], "--degrade-cases without --degrade"),
         (["--degrade", "--degrade-cases", "0"], "at least one case"),
         (["--ablate", "--modes", "hard"], "Both --ablate and --modes"),
