@@ -6,6 +6,7 @@ Masks are float32 (T, 1, H, W) in [0, 1], 1 = target.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -106,16 +107,24 @@ def read_masks(
     files, choice = _mask_files(image_files(path), start, count, clip)
     if not files:
         raise MediaError(f"{path} holds no mask for frame {start}.")
-    images = [_decode_mask(file) for file in files]
-    # a wholly transparent image tells nothing by itself; the others show what is meant
-    alpha_is_target = any(map(_alpha_is_target, images))
-    masks, notes = zip(
-        *[_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)], strict=True
-    )
+    masks, notes = read_alike(files)
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")
-    return torch.stack(masks)[:, None], choice + [note for more in notes[:1] for note in more]
+    return torch.stack(masks)[:, None], choice + notes
+
+
+def read_alike(files: Sequence[Path]) -> tuple[list[Tensor], list[str]]:
+    """Read masks of one clip, each float32 (H, W) in [0, 1], and notes on how the first was understood.
+
+    Raises:
+        MediaError: no readable image.
+    """
+    images = [_decode_mask(file) for file in files]
+    # a wholly transparent image tells nothing by itself; the others show what is meant
+    alpha_is_target = any(map(_alpha_is_target, images))
+    read = [_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)]
+    return [mask for mask, _ in read], read[0][1]
 
 
 def _read_mask_video(path: Path, start: int, count: int | None, clip: Clip | None) -> tuple[Tensor, list[str]]:
