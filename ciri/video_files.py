@@ -174,7 +174,8 @@ def _announced_end(container: Any, stream: Any) -> Fraction | None:
     """When a file says that its picture ends, in seconds on its clock; None where it does not say."""
     if container.format.name == "avi":  # what FFmpeg calls its duration goes by how large the file is
         return stream.frames / stream.average_rate if stream.average_rate else None
-    if stream.frames and stream.duration:  # from an index; durations without one may be estimates
+    # from an index, or from those of the fragments that were read; durations without one may be estimates
+    if stream.duration and (stream.frames or container.format.name.startswith("mov,")):
         return ((stream.start_time or 0) + stream.duration) * stream.time_base
     # what Matroska and WebM say of the whole file may be the length of a sound
     said = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))

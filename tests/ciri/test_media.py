@@ -538,9 +538,9 @@ def cut_after(source, result, number):
     result.write_bytes(source.read_bytes()[: sum(places[number])])
 
 
-def remuxed(source, result, change):
+def remuxed(source, result, change, **options):
     """The same packets in another file, each as ``change(packet, whether it is the last)`` leaves it."""
-    with av.open(str(source)) as read, av.open(str(result), "w") as written:
+    with av.open(str(source)) as read, av.open(str(result), "w", options=options) as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         packets = [packet for packet in read.demux(video=0) if packet.dts is not None]
         for packet in packets:
@@ -572,6 +572,17 @@ def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes_with_a_note(tmp_path,
     # what is asked for is there
     assert media.read_clip(cut, count=20).notes == []
     assert len(media.read_clip(cut, start=10, count=50).notes) == 1
+
+
+def test_a_fragment_that_is_cut_off_is_told(tmp_path):
+    """As screen recorders and streams write them: without an index of the whole file."""
+    media.write_clip(tmp_path / "clip.mp4", smooth_clip(60))
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    remuxed(tmp_path / "clip.mp4", whole, lambda *packet: None, movflags="frag_keyframe+empty_moov")
+    assert len(media.read_clip(whole).frames) == 60 and media.read_clip(whole).notes == []
+    cut_after(whole, cut, 40)
+    clip = media.read_clip(cut)
+    assert 20 < len(clip.frames) < 45 and ["cut.mp4 lacks its last" in note for note in clip.notes] == [True]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
