@@ -154,7 +154,13 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
                         "there was read. Fetch or export it again if you need the rest."
                     )
     except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
+        why = getattr(error, "strerror", error)
+        if images:
+            raise MediaError(
+                f"{path} is damaged after frame {start + len(images) - 1} ({why}). Fetch or export it again, or read "
+                "only what precedes."
+            ) from None
+        raise MediaError(f"{path} is no video that can be read ({why}).") from None
     return images, replace(facts, times=_trusted(times)), notes
 
 

@@ -574,6 +574,20 @@ def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes_with_a_note(tmp_path,
     assert len(media.read_clip(cut, start=10, count=50).notes) == 1
 
 
+def test_a_video_that_is_damaged_within_says_where(tmp_path):
+    media.write_clip(tmp_path / "clip.mp4", smooth_clip(60))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        place, size = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)[40]
+    data = bytearray((tmp_path / "clip.mp4").read_bytes())
+    data[place : place + size] = bytes(size)
+    (tmp_path / "clip.mp4").write_bytes(data)
+    with pytest.raises(MediaError, match="is damaged after frame") as caught:
+        media.read_clip(tmp_path / "clip.mp4", start=2)
+    last = int(str(caught.value).partition("after frame ")[2].split()[0])
+    assert 5 < last < 45
+    assert len(media.read_clip(tmp_path / "clip.mp4", start=2, count=last - 1).frames) == last - 1
+
+
 def test_a_fragment_that_is_cut_off_is_told(tmp_path):
     """As screen recorders and streams write them: without an index of the whole file."""
     media.write_clip(tmp_path / "clip.mp4", smooth_clip(60))
