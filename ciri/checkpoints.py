@@ -196,7 +196,8 @@ def write_safetensors(
         with replacing(path) as part:
             save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be written: {error}") from error
+        # an OSError's text names the hidden file
+        raise CheckpointError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -43,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CiriError as error:
         print(f"ciri: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # what lies in a folder that is not the user's, or has too long a name, cannot even be looked for
+        if error.filename is None:
+            raise
+        print(f"ciri: {error.filename}: {error.strerror}; give a path that can be read or written.", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         # anything else that is missing is a fault of this pack
         if error.name not in _REQUIRED:

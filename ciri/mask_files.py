@@ -6,6 +6,7 @@ Masks are float32 (T, 1, H, W) in [0, 1], 1 = target.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import MediaError
-from ciri.media import Clip, decode_image, image_files, read_clip
+from ciri.media import IMAGE_SUFFIXES, Clip, decode_image, image_files, read_clip
 
 #: A greyscale mask whose brightest pixel is darker than this share of white holds label numbers, not grey levels.
 _DARKEST_WHITE = 0.5
@@ -40,6 +41,11 @@ def read_mask(file: str | Path) -> tuple[Tensor, list[str]]:
 
 
 def _decode_mask(file: Path) -> np.ndarray:
+    if file.is_dir():
+        raise MediaError(
+            f"{file} is a folder; expected one image in which the object is white, or transparent. A mask for every "
+            "frame is given with --masks."
+        )
     if not file.is_file():
         raise MediaError(f"{file} does not exist; expected an image in which the object is white, or transparent.")
     image = decode_image(file, cv2.IMREAD_UNCHANGED)
@@ -83,7 +89,7 @@ def read_masks(
     """Read a mask for every frame, float32 (T, 1, H, W) in [0, 1], and notes on how they were understood.
 
     Args:
-        path: a folder of numbered images, or a video.
+        path: a folder of numbered images, a video, or an image for a clip of one frame.
         start: skip this many masks.
         count: read at most this many (default: to the end).
         clip: what was read with this start and count. Masks that were made for this part alone, as the names, the
@@ -93,21 +99,32 @@ def read_masks(
         MediaError: as :func:`read_clip`.
     """
     path = Path(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        mask, said = read_mask(path)
+        return mask[None, None], said
     if not path.is_dir():
         return _read_mask_video(path, start, count, clip)
     files, choice = _mask_files(image_files(path), start, count, clip)
     if not files:
         raise MediaError(f"{path} holds no mask for frame {start}.")
-    images = [_decode_mask(file) for file in files]
-    # a wholly transparent image tells nothing by itself; the others show what is meant
-    alpha_is_target = any(map(_alpha_is_target, images))
-    masks, notes = zip(
-        *[_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)], strict=True
-    )
+    masks, notes = read_alike(files)
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise MediaError(f"{file} has another size than {files[0].name}; all masks of a clip must have one size.")
-    return torch.stack(masks)[:, None], choice + [note for more in notes[:1] for note in more]
+    return torch.stack(masks)[:, None], choice + notes
+
+
+def read_alike(files: Sequence[Path]) -> tuple[list[Tensor], list[str]]:
+    """Read masks of one clip, each float32 (H, W) in [0, 1], and notes on how the first was understood.
+
+    Raises:
+        MediaError: no readable image.
+    """
+    images = [_decode_mask(file) for file in files]
+    # a wholly transparent image tells nothing by itself; the others show what is meant
+    alpha_is_target = any(map(_alpha_is_target, images))
+    read = [_understood(file, image, alpha_is_target) for file, image in zip(files, images, strict=True)]
+    return [mask for mask, _ in read], read[0][1]
 
 
 def _read_mask_video(path: Path, start: int, count: int | None, clip: Clip | None) -> tuple[Tensor, list[str]]:

@@ -7,6 +7,7 @@ kept. OpenCV does it otherwise. Clips are float32 (T, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,12 +66,15 @@ def read_clip(path: str | Path, *, start: int = 0, count: int | None = None) -> 
     """
     path = Path(path)
     if start < 0 or (count is not None and count < 1):
-        raise MediaError(f"Frames from {start}, {count} of them; expected a start of 0 or more and at least one frame.")
+        asked = f"Frames from {start}" + (f", {count} of them" if count is not None else "")
+        raise MediaError(f"{asked}; expected a start of 0 or more and at least one frame.")
     if path.is_dir():
         return _read_folder(path, start, count)
     if not path.is_file():
         raise MediaError(f"{path} does not exist; expected a video file or a folder of numbered images.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
+        if start:
+            raise MediaError(f"{path} is one image; there is no frame {start}.")
         image, bits = _read_colour(path)
         return Clip(_to_tensor([image]), names=[path.stem], bits=bits)
     images, facts, notes = read_video(path, start, count)
@@ -188,7 +192,8 @@ def check_output(path: str | Path) -> None:
     """Refuse what :func:`write_clip` could not write, before minutes of work are spent on it.
 
     Raises:
-        MediaError: a suffix that is no video's, or a name that is taken by something else.
+        MediaError: a suffix that is no video's, a name that is taken by something else, or a place where nothing may
+            be written.
     """
     path = Path(path)
     if path.suffix and not path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -199,6 +204,13 @@ def check_output(path: str | Path) -> None:
         raise MediaError(f"{path} is a file; expected the name of a video or of a folder.")
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_dir():
         raise MediaError(f"{path} is a folder, but its name is a video's.")
+    # links are followed; folders that are missing on the way will be made
+    wanted = path.resolve() if path.is_dir() else path.resolve().parent
+    there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    if not there.is_dir():
+        raise MediaError(f"{path} cannot be written: {there} is no folder. Give another place.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise MediaError(f"{path} cannot be written: {there} may not be written to. Give another place.")
 
 
 def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
@@ -294,7 +306,8 @@ def write_png(file: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", image if order is None else cv2.cvtColor(image, order))
     if not done:
         raise MediaError(f"{file} cannot be encoded as PNG.")
-    data.tofile(file)
+    # not data.tofile: where there is no room, it does not say so
+    file.write_bytes(data.tobytes())
 
 
 def _to_images(frames: Tensor) -> Iterator[np.ndarray]:

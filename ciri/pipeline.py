@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ciri.errors import CiriError, MaskError
-from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks
+from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks, grow_mask
 from ciri.inactivation.fusion import spared
 from ciri.inactivation.learned import inactivation_map
 from ciri.inpainting.base import Backbone
@@ -99,7 +99,7 @@ def remove_object(
 
     Raises:
         ClipError, MaskError: the frames or the masks cannot be used; ``first_mask`` or ``keep`` with ``masks``, or
-            ``bridge`` without.
+            ``bridge`` without; a negative ``feather``, or ``grow`` that leaves nothing.
         CiriError: refinement without a detector, or in a mode that this propagator does not allow; bridging without a
             propagator.
     """
@@ -113,6 +113,8 @@ def remove_object(
         raise MaskError("Masks for every frame say what stays, too: leave keep out, and erase it in the masks.")
     if bridge and masks is None:
         raise MaskError("Bridging mends masks from elsewhere: give a mask for every frame, or leave bridge out.")
+    if feather < 0:
+        raise MaskError(f"The feather is {feather}; expected 0 or more pixels.")
     frames = check_clip(frames)
     whole = on_step
     if refine is not None:
@@ -148,6 +150,8 @@ def remove_object(
             corrected = spared(corrected, track.probs, track.kept)
         track = replace(track, probs=corrected)
         timings["attention"] = time.perf_counter() - began
+    if grow < 0 and not any((grow_mask(mask[None], grow) > 0).any() for mask in track.probs):
+        raise MaskError(f"A grow of {grow} leaves nothing of the masks; give one closer to 0.")
     began = time.perf_counter()
     cleaned = remove(
         frames, track.probs, backbone, grow=grow, feather=feather, crop=crop, on_step=part(on_step, share, 1)
@@ -269,12 +273,16 @@ def given_masks(frames: Tensor, masks: Tensor) -> MaskTrack:
     The masks may be on any device; the track is on the frames'.
 
     Raises:
-        MaskError: another count, size or shape than the clip's, or no object in any frame.
+        MaskError: another count, size or shape than the clip's, no object in any frame, or nothing else in all of them.
     """
-    checked, notes = check_masks(masks, *frames.shape[2:], what="masks")
+    checked, notes = check_masks(masks, *frames.shape[2:], what="mask of every frame")
     if len(checked) != len(frames):
         raise MaskError(f"There are {len(checked)} masks for {len(frames)} frames; expected one for every frame.")
     seen = (checked > 0.5).flatten(1).any(1)
     if not seen.any():
         raise MaskError("All masks are empty (no pixel above 0.5); paint the object white.")
+    if (checked > 0.5).all():
+        raise MaskError(
+            "All masks cover the whole frame, so there is no background to fill from; paint only the object white."
+        )
     return MaskTrack(checked.to(frames.device), seen.to(frames.device, torch.float32), notes)

@@ -50,7 +50,7 @@ class VideoFacts:
     """What a written video takes over from the one that was read.
 
     Attributes:
-        path: the file, whose sounds are copied.
+        path: the file, whose sounds are copied; absolute, as FFmpeg takes what precedes a colon for a protocol.
         fps: frames per second.
         colour: FFmpeg's numbers for matrix, primaries and transfer.
         times: when each frame that was read is shown, in seconds on the file's own clock, which need not begin at 0;
@@ -132,12 +132,12 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
     times: list[Fraction | None] = []
     notes: list[str] = []
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             if not container.streams.video:
                 raise MediaError(f"{path} holds no video.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            facts = VideoFacts(path, Fraction(stream.average_rate or stream.guessed_rate or 24))
+            facts = VideoFacts(path.absolute(), Fraction(stream.average_rate or stream.guessed_rate or 24))
             for frame in itertools.islice(container.decode(stream), start, stop):
                 # phones store upright video lying on its side
                 turns = round(frame.rotation / 90)
@@ -154,7 +154,13 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
                         "there was read. Fetch or export it again if you need the rest."
                     )
     except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(f"{path} is no video that can be read ({getattr(error, 'strerror', error)}).") from None
+        why = getattr(error, "strerror", error)
+        if images:
+            raise MediaError(
+                f"{path} is damaged after frame {start + len(images) - 1} ({why}). Fetch or export it again, or read "
+                "only what precedes."
+            ) from None
+        raise MediaError(f"{path} is no video that can be read ({why}).") from None
     return images, replace(facts, times=_trusted(times)), notes
 
 
@@ -174,7 +180,8 @@ def _announced_end(container: Any, stream: Any) -> Fraction | None:
     """When a file says that its picture ends, in seconds on its clock; None where it does not say."""
     if container.format.name == "avi":  # what FFmpeg calls its duration goes by how large the file is
         return stream.frames / stream.average_rate if stream.average_rate else None
-    if stream.frames and stream.duration:  # from an index; durations without one may be estimates
+    # from an index, or from those of the fragments that were read; durations without one may be estimates
+    if stream.duration and (stream.frames or container.format.name.startswith("mov,")):
         return ((stream.start_time or 0) + stream.duration) * stream.time_base
     # what Matroska and WebM say of the whole file may be the length of a sound
     said = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -325,7 +332,7 @@ def _matrix(number: int) -> Any:
 
 
 def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts]:
-    capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(str(path.absolute()))
     try:
         if not capture.isOpened():
             raise MediaError(f"{path} is no video that can be read.")
@@ -337,7 +344,7 @@ def _read_opencv(path: Path, start: int, stop: int | None) -> tuple[list[np.ndar
         fps = capture.get(cv2.CAP_PROP_FPS) or 24.0
     finally:
         capture.release()
-    return images, VideoFacts(path, Fraction(fps).limit_denominator(1001))
+    return images, VideoFacts(path.absolute(), Fraction(fps).limit_denominator(1001))
 
 
 def _write_opencv(path: Path, images: Iterator[np.ndarray], fps: Fraction) -> list[str]:

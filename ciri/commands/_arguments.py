@@ -45,9 +45,9 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         help="image in which something is white that comes close to the object and is to stay, painted on the frame of "
         "the first --mask; repeat it for more",
     )
+    # without a default: what is given shows by not being None
     parser.add_argument(
         "--propagator",
-        default=propagators.DEFAULT,
         metavar="NAME",
         help=f"what follows the object: {PROPAGATORS} (default {propagators.DEFAULT})",
     )
@@ -58,6 +58,11 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
 def built(registry: Any, name: str, weights: Path | None, device: Any) -> Any:
     """Make a model of a registry: on the device, with the weight file if one is given."""
     return registry.build(name, device=device, **({} if weights is None else {"weights": weights}))
+
+
+def built_propagator(args: argparse.Namespace, device: Any) -> Any:
+    """Make what follows the object: what :func:`add_propagation` asks for."""
+    return built(propagators, args.propagator or propagators.DEFAULT, args.propagator_weights, device)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +129,11 @@ def check_outputs(args: argparse.Namespace) -> None:
     media.check_apart(outputs, inputs)
 
 
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of some arguments without a default that were given, as they are typed."""
+    return [_flag(name) for name in names if getattr(args, name) is not None]
+
+
 def _flag(name: str) -> str:
     """The argument as it is typed."""
     return "--" + name.replace("_", "-")
@@ -133,7 +143,8 @@ def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str
     """Return the painted masks (K, H, W), the frame of the clip each belongs to, and notes.
 
     Raises:
-        MaskError: no mask, masks of different sizes, or another number of masks than of frame numbers.
+        MaskError: no mask, masks of different sizes, another number of masks than of frame numbers, or a mask that
+            would be taken for a frame.
         MediaError: a file is not readable.
     """
     if not args.mask:
@@ -149,8 +160,27 @@ def read_annotations(args: argparse.Namespace) -> tuple[Any, list[int], list[str
         raise MaskError(
             f"--mask-frame {early[0]} lies before --start {args.start}; the frames are INPUT's own numbers."
         )
+    for file, number in [*zip(args.mask, numbers, strict=True), *((file, numbers[0]) for file in args.keep or ())]:
+        _check_beside(file, number, args.input)
     masks, notes = _read_masks(args.mask)
     return masks, [number - args.start for number in numbers], notes
+
+
+def _check_beside(mask: Path, number: int, clip: Path) -> None:
+    """Refuse a mask that lies in the folder of the clip, unless it was painted on the very frame.
+
+    Raises:
+        MaskError: it is read as a frame, too.
+    """
+    from ciri.media import image_files
+
+    if not (clip.is_dir() and mask.parent.resolve() == clip.resolve()):
+        return
+    names = [file.name for file in image_files(clip)]
+    if mask.name in names and names[number : number + 1] != [mask.name]:
+        raise MaskError(
+            f"{mask} lies among the frames of {clip} and would be taken for one of them; move it to another folder."
+        )
 
 
 def read_keep(args: argparse.Namespace) -> tuple[Any, list[str]]:

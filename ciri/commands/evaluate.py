@@ -44,7 +44,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
         "(without shadows, which true masks have not)",
     )
     what.add_argument("--backbones", type=_names, metavar="NAME,...", help="default: all that have their weights")
-    what.add_argument("--modes", type=_names, default=["auto"], metavar="MODE,...", help="auto, hard, blend, gate")
+    what.add_argument("--modes", type=_names, metavar="MODE,...", help="auto, hard, blend, gate (default auto)")
     what.add_argument(
         "--ablate",
         action="store_true",
@@ -120,11 +120,10 @@ def run(args: argparse.Namespace) -> None:
     from ciri.evaluation.tables import MODES
     from ciri.evaluation.tolerance import tolerance_curves
 
-    if args.frames is not None and args.frames < 1:
-        raise EvaluationError(f"--frames {args.frames}: expected at least one frame.")
+    _check_options(args)
     cases = chosen_cases(on_disk.find_cases(args.cases), args.only)
     models = Models(shared.choose_device(args.device), args.models, dict(args.weights))
-    modes = list(MODES) if args.ablate else args.modes
+    modes = list(MODES) if args.ablate else args.modes or ["auto"]
     methods, notes = choose(
         models,
         masks=args.propagators,
@@ -168,6 +167,26 @@ def run(args: argparse.Namespace) -> None:
         remark(str(file))
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that contradict others, or that nothing would come of.
+
+    Raises:
+        EvaluationError: there are such.
+    """
+    if args.frames is not None and args.frames < 1:
+        raise EvaluationError(f"--frames {args.frames}: expected at least one frame.")
+    if args.feather < 0:
+        raise EvaluationError(f"--feather {args.feather}: expected 0 or more pixels.")
+    if args.degrade_cases is not None and not args.degrade:
+        raise EvaluationError("--degrade-cases without --degrade: no wrong masks are inpainted. Give both, or neither.")
+    if args.degrade_cases is not None and args.degrade_cases < 1:
+        raise EvaluationError(f"--degrade-cases {args.degrade_cases}: expected at least one case.")
+    if args.ablate and args.modes:
+        raise EvaluationError("Both --ablate and --modes: --ablate runs all modes; leave one of them out.")
+    if args.models is not None and not args.models.is_dir():
+        raise EvaluationError(f"--models {args.models} is no folder; expected one that holds weight files.")
+
+
 def chosen_cases(cases: list[Any], only: list[str] | None) -> list[Any]:
     """Cases by name. Raises EvaluationError: a name that is not there."""
     names = [case.name for case in cases]
@@ -181,8 +200,6 @@ def spread(cases: list[Any], count: int | None) -> list[Any]:
     """So many cases, evenly spread over all."""
     if count is None or count >= len(cases):
         return cases
-    if count < 1:
-        raise EvaluationError(f"--degrade-cases {count}: expected at least one case.")
     return [cases[round(index * len(cases) / count)] for index in range(count)]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from ciri.commands import _arguments as shared
 from ciri.console import remark
 from ciri.numbering import number
-from ciri.propagation import registry as propagators
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
     shared.check_outputs(args)
     device = shared.choose_device(args.device)
-    propagator = shared.built(propagators, args.propagator, args.propagator_weights, device)
+    propagator = shared.built_propagator(args, device)
     clip = shared.read_input(args)
     annotated, key_frames, notes = shared.read_annotations(args)
     keep, more = shared.read_keep(args)

@@ -9,7 +9,6 @@ from typing import Any
 from ciri.commands import _arguments as shared
 from ciri.console import remark
 from ciri.inpainting import registry as backbones
-from ciri.propagation import registry as propagators
 from ciri.refinement.settings import MODES, RefinementSettings
 from ciri.residue import registry as detectors
 
@@ -73,7 +72,8 @@ def _add_refinement(parser: argparse.ArgumentParser) -> None:
         help=f"look for what is left and for masks that drop out, correct them and paint again: {', '.join(MODES)} "
         "(default off; --refine alone means auto)",
     )
-    group.add_argument("--detector", default="lite", metavar="NAME", help=f"what looks: {known} (default lite)")
+    # without defaults: what is given shows by not being None
+    group.add_argument("--detector", metavar="NAME", help=f"what looks: {known} (default lite)")
     group.add_argument("--detector-weights", type=Path, metavar="FILE", help="its weight file, where it needs one")
     group.add_argument("--time-budget", type=float, metavar="S", help="seconds that refinement may take (default any)")
 
@@ -85,27 +85,17 @@ def run(args: argparse.Namespace) -> None:
         CiriError: bad input; nothing was written.
     """
     from ciri import media
-    from ciri.errors import MaskError
     from ciri.inactivation.learned import shipped
     from ciri.mask_files import read_masks
     from ciri.pipeline import remove_object
 
-    if args.masks and args.mask:
-        raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
-    if args.masks and args.mask_frame:
-        raise MaskError(
-            "Both --mask-frame and --masks: masks of every frame have their frames; leave --mask-frame out."
-        )
-    if args.keep and args.masks:
-        raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
-    if args.bridge and not args.masks:
-        raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
+    _check_options(args)
     shared.check_outputs(args)
     device = shared.choose_device(args.device)
     backbone = shared.built(backbones, args.backbone, args.backbone_weights, device)
     refinement: dict[str, Any] = {}
     if args.refine:
-        refinement["detector"] = shared.built(detectors, args.detector, args.detector_weights, device)
+        refinement["detector"] = shared.built(detectors, args.detector or "lite", args.detector_weights, device)
         refinement["refine"] = RefinementSettings(mode=args.refine, time_budget=args.time_budget)
     clip = shared.read_input(args)
     options: dict[str, Any]
@@ -118,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         notes += more
         options = {"first_mask": annotated, "key_frames": key_frames, "keep": keep}
     if args.refine or args.bridge or not args.masks:
-        options["propagator"] = shared.built(propagators, args.propagator, args.propagator_weights, device)
+        options["propagator"] = shared.built_propagator(args, device)
     with shared.progress("removing") as bar:
         removal = remove_object(
             clip.frames,
@@ -141,3 +131,32 @@ def run(args: argparse.Namespace) -> None:
     if removal.refinement is not None:
         remark(removal.refinement.report.text())
     remark(f"{args.output}: {shared.summary(removal.timings, len(clip.frames))}")
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that contradict others, or that nothing would come of: the result would not be what was meant.
+
+    Raises:
+        MaskError: of those that say what is removed.
+        CiriError: of the others.
+    """
+    from ciri.errors import CiriError, MaskError
+
+    if args.masks and args.mask:
+        raise MaskError("Both --mask and --masks: give the mask of one frame, or a mask for every frame.")
+    if args.masks and args.mask_frame:
+        raise MaskError(
+            "Both --mask-frame and --masks: masks of every frame have their frames; leave --mask-frame out."
+        )
+    if args.keep and args.masks:
+        raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
+    if args.bridge and not args.masks:
+        raise MaskError("--bridge without --masks: it mends masks from elsewhere. Give some, or leave it out.")
+    if not args.refine:
+        for option in shared.given(args, "detector", "detector_weights", "time_budget"):
+            raise CiriError(f"{option} without --refine: nothing looks for what is left. Give both, or leave it out.")
+    if args.masks and not (args.refine or args.bridge):
+        for option in shared.given(args, "propagator", "propagator_weights"):
+            raise CiriError(
+                f"{option} with --masks: nothing is propagated. Give --bridge or --refine, too, or leave it out."
+            )

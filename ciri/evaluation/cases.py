@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ciri.errors import ClipError, EvaluationError, MaskError, MediaError
 from ciri.frames import check_masks
-from ciri.mask_files import read_mask
+from ciri.mask_files import read_alike
 from ciri.media import IMAGE_SUFFIXES, image_files, read_clip
 
 #: Where DAVIS and YouTube-VOS keep frames; annotations lie in the folder of the second name.
@@ -178,8 +178,7 @@ def _read_masks(case: Case, names: list[str], frames: Tensor) -> tuple[Tensor, l
         )
     masks = torch.zeros(len(frames), 1, *frames.shape[2:])
     notes: list[str] = []
-    for index in annotated:
-        mask, _ = read_mask(files[names[index]])
+    for index, mask in zip(annotated, read_alike([files[names[i]] for i in annotated])[0], strict=True):
         checked, remarks = check_masks(mask, *frames.shape[2:], what=f"mask {names[index]}")
         masks[index] = (checked[0] > 0.5).float()
         notes += remarks[:1] if not notes else []

@@ -161,6 +161,21 @@ def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
     assert beside[1:].sum() < alone[1:].sum()
 
 
+def test_a_mask_among_the_frames_is_not_taken_for_one(scene, tmp_path, capsys):
+    for t in range(3):
+        (tmp_path / f"{t}.png").write_bytes((scene / "frames" / f"{t:05d}.png").read_bytes())
+    painted = cv2.imread(str(tmp_path / "1.png"))
+    mask = cv2.imread(str(scene / "masks" / "00001.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(tmp_path / "1.png"), np.dstack([painted, 255 - mask]))
+    call = ["propagate", tmp_path, "--propagator", "flow", "--start", 1, "-o", tmp_path / "out"]
+    code, said = run(capsys, *call, "--mask", tmp_path / "1.png")  # painted on the frame itself
+    assert code == 0, said
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    for given in (["--mask", tmp_path / "mask.png"], ["--mask", tmp_path / "1.png", "--keep", tmp_path / "mask.png"]):
+        code, said = run(capsys, *call, *given)
+        assert code == 2 and "mask.png lies among the frames" in said
+
+
 def bad_calls(scene, folder):
     """Arguments, and words that the one line on standard error must hold."""
     frames, mask, out = scene / "frames", scene / "masks" / "00000.png", folder / "out"
@@ -171,8 +186,11 @@ def bad_calls(scene, folder):
     return [
         (["remove", folder / "missing.mp4", *given], "does not exist"),
         (["remove", folder / "text.mp4", *given], "no video that can be read"),
+        (["remove", folder / ("long" * 100), *given], "File name too long"),
+        (["remove", frames, "--mask", mask, "-o", folder / ("long" * 100)], "File name too long"),
         (["remove", frames, "-o", out], "No --mask"),
         (["remove", frames, "--mask", folder / "missing.png", "-o", out], "does not exist"),
+        (["remove", frames, "--mask", scene / "masks", "-o", out], "is a folder; expected one image"),
         (["remove", frames, "--mask", folder / "empty.png", "-o", out], "is empty"),
         (["remove", frames, "--mask", folder / "square.png", "-o", out], "aspect ratios"),
         (["remove", frames, *given, "--masks", scene / "masks"], "Both --mask and --masks"),
@@ -181,6 +199,9 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--keep", mask], "to stay lies within what is to be removed"),
         (["remove", frames, "--masks", scene / "masks", "--mask-frame", 3, "-o", out], "Both --mask-frame and --masks"),
         (["remove", frames, "--masks", scene / "masks", "--keep", mask, "-o", out], "Both --keep and --masks"),
+        (["remove", frames, *given, "--detector", "lite"], "--detector without --refine"),
+        (["remove", frames, *given, "--time-budget", 0], "--time-budget without --refine"),
+        (["remove", frames, "--masks", scene / "masks", "--propagator", "lite", "-o", out], "nothing is propagated"),
         (["remove", frames, *given, "--mask-frame", 99], "outside the clip"),
         (["remove", frames, *given, "--start", 4, "--mask-frame", 2], "lies before --start"),
         (["remove", frames, *given, "--start", 99], "no frame 99"),

@@ -52,6 +52,18 @@ def test_white_on_a_transparent_ground_is_the_object(tmp_path, white):
     assert masks.sum((1, 2, 3)).tolist() == [12, 0] and len(notes) == 1
 
 
+def test_an_image_is_read_alike_for_one_frame_and_for_a_clip_of_one(tmp_path):
+    shape = np.zeros((8, 8), np.uint8)
+    shape[2:5, 3:7] = 1
+    photo = np.full((8, 8, 3), 200, np.uint8)
+    painted, white = np.dstack([photo, 255 * (1 - shape)]), np.dstack([255 * shape] * 4)
+    for image in (painted, white, shape, np.dstack([0 * shape, 0 * shape, 128 * shape])):
+        cv2.imwrite(str(tmp_path / "mask.png"), image)
+        (masks, notes), (mask, same) = read_masks(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png")
+        assert torch.equal(masks, torch.from_numpy(shape.astype(np.float32))[None, None])
+        assert torch.equal(masks[0, 0], mask) and notes == same
+
+
 @pytest.mark.parametrize("label", [1, 100, 1000])
 def test_labels_of_16_bits(tmp_path, label):
     shape = np.zeros((8, 8), np.uint16)

@@ -1,5 +1,6 @@
 """ciri.media and ciri.video_files: what is written is read back, and what was there is kept."""
 
+import resource
 from fractions import Fraction
 
 import av
@@ -268,6 +269,19 @@ def test_sound_is_kept_from_the_first_frame_that_was_read(tmp_path):
     assert frequency == pytest.approx(400, abs=20) and length == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.parametrize("pyav", [True, False])
+@pytest.mark.parametrize("name", ["call 12:30.mp4", "call:1.mp4", "file:1.mp4"])
+def test_a_colon_in_the_name_of_a_video_makes_no_protocol_of_it(tmp_path, monkeypatch, name, pyav):
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "loud.mp4", [(90, 90, 90)] * 48, sound=two_tones()).rename(tmp_path / name)
+    if not pyav:
+        monkeypatch.setattr(video_files, "av", None)
+    clip = media.read_clip(name)
+    assert len(clip.frames) == 48
+    media.write_clip("out.mp4", clip.frames, clip)
+    assert not pyav or pitch(tmp_path / "out.mp4")[1] == pytest.approx(2, abs=0.2)
+
+
 def times(path):
     """When each frame of a file is shown, in seconds."""
     with av.open(str(path)) as container:
@@ -524,9 +538,9 @@ def cut_after(source, result, number):
     result.write_bytes(source.read_bytes()[: sum(places[number])])
 
 
-def remuxed(source, result, change):
+def remuxed(source, result, change, **options):
     """The same packets in another file, each as ``change(packet, whether it is the last)`` leaves it."""
-    with av.open(str(source)) as read, av.open(str(result), "w") as written:
+    with av.open(str(source)) as read, av.open(str(result), "w", options=options) as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         packets = [packet for packet in read.demux(video=0) if packet.dts is not None]
         for packet in packets:
@@ -558,6 +572,31 @@ def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes_with_a_note(tmp_path,
     # what is asked for is there
     assert media.read_clip(cut, count=20).notes == []
     assert len(media.read_clip(cut, start=10, count=50).notes) == 1
+
+
+def test_a_video_that_is_damaged_within_says_where(tmp_path):
+    media.write_clip(tmp_path / "clip.mp4", smooth_clip(60))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        place, size = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)[40]
+    data = bytearray((tmp_path / "clip.mp4").read_bytes())
+    data[place : place + size] = bytes(size)
+    (tmp_path / "clip.mp4").write_bytes(data)
+    with pytest.raises(MediaError, match="is damaged after frame") as caught:
+        media.read_clip(tmp_path / "clip.mp4", start=2)
+    last = int(str(caught.value).partition("after frame ")[2].split()[0])
+    assert 5 < last < 45
+    assert len(media.read_clip(tmp_path / "clip.mp4", start=2, count=last - 1).frames) == last - 1
+
+
+def test_a_fragment_that_is_cut_off_is_told(tmp_path):
+    """As screen recorders and streams write them: without an index of the whole file."""
+    media.write_clip(tmp_path / "clip.mp4", smooth_clip(60))
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    remuxed(tmp_path / "clip.mp4", whole, lambda *packet: None, movflags="frag_keyframe+empty_moov")
+    assert len(media.read_clip(whole).frames) == 60 and media.read_clip(whole).notes == []
+    cut_after(whole, cut, 40)
+    clip = media.read_clip(cut)
+    assert 20 < len(clip.frames) < 45 and ["cut.mp4 lacks its last" in note for note in clip.notes] == [True]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
@@ -672,10 +711,26 @@ def test_a_video_that_changes_its_size_is_refused_and_its_parts_are_read(tmp_pat
         assert frames.shape == (4, 3, 16, width) and (frames - 200 / 255).abs().max() < 0.01
 
 
-@pytest.mark.parametrize(("start", "count"), [(6, None), (100, 2), (-1, None), (0, 0)])
-def test_frames_outside_the_clip(video, start, count):
-    with pytest.raises(MediaError):
+@pytest.mark.parametrize(
+    ("start", "count", "words"),
+    [
+        (6, None, "no frame 6"),
+        (100, 2, "no frame 100"),
+        (-1, None, "from -1; expected"),
+        (-1, 2, "from -1, 2 of them; expected"),
+        (0, 0, "from 0, 0 of them; expected"),
+    ],
+)
+def test_frames_outside_the_clip(video, start, count, words):
+    with pytest.raises(MediaError, match=words):
         media.read_clip(video, start=start, count=count)
+
+
+def test_an_image_is_a_clip_of_one_frame(tmp_path):
+    media.write_png(tmp_path / "7.png", np.zeros((4, 6, 3), np.uint8))
+    assert media.read_clip(tmp_path / "7.png", count=5).frames.shape == (1, 3, 4, 6)
+    with pytest.raises(MediaError, match="no frame 2"):
+        media.read_clip(tmp_path / "7.png", start=2)
 
 
 @pytest.mark.parametrize("name", ["out.gif", "out.txt", "out.png"])
@@ -693,7 +748,31 @@ def test_output_that_is_something_else(tmp_path):
         media.check_output(tmp_path / "folder.mp4")
 
 
-def test_output_below_a_file_cannot_be_written(tmp_path):
+@pytest.mark.parametrize("name", ["out", "out.mp4", "more/out.mp4"])
+def test_output_below_a_file_cannot_be_written(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MediaError, match="cannot be written"):
-        media.write_clip(tmp_path / "file" / "out", smooth_clip(1))
+    with pytest.raises(MediaError, match="file is no folder"):
+        media.check_output(tmp_path / "file" / name)
+
+
+@pytest.mark.parametrize("name", ["", "out", "out.mp4", "more/out.mp4", "link.mp4"])
+def test_output_where_nothing_may_be_written(tmp_path, monkeypatch, name):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "link.mp4").symlink_to(tmp_path / "ours.mp4")
+    monkeypatch.setattr(media.os, "access", lambda path, mode: path != folder)
+    if name == "link.mp4":  # written where it leads
+        media.check_output(folder / name)
+        return
+    with pytest.raises(MediaError, match="theirs may not be written to"):
+        media.check_output(folder / name)
+
+
+def test_images_that_there_is_no_room_for(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(MediaError, match="out cannot be written: File too large"):
+            media.write_clip(tmp_path / "out", torch.rand(1, 3, 64, 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -213,9 +213,12 @@ def test_alpha_and_half_precision():
         ({"first_mask": None}, "what to remove"),
         ({"masks": torch.zeros(COUNT, HEIGHT, WIDTH)}, "All masks are empty"),
         ({"masks": torch.ones(COUNT - 1, HEIGHT, WIDTH)}, "4 masks for 5 frames"),
+        ({"masks": torch.ones(COUNT, HEIGHT, WIDTH)}, "All masks cover the whole frame"),
+        ({"masks": torch.ones(COUNT, WIDTH, HEIGHT)}, "The mask of every frame is"),
         ({"first_mask": painted(), "masks": torch.ones(COUNT, HEIGHT, WIDTH)}, "Both first_mask and masks"),
         ({"masks": torch.ones(COUNT, HEIGHT, WIDTH), "keep": painted()}, "leave keep out"),
         ({"first_mask": painted(), "bridge": True}, "leave bridge out"),
+        ({"first_mask": painted(), "feather": -1}, "feather is -1; expected 0 or more"),
     ],
 )
 def test_bad_masks_are_refused_in_words(arguments, words):
@@ -223,6 +226,14 @@ def test_bad_masks_are_refused_in_words(arguments, words):
     with pytest.raises(MaskError, match=words):
         remove_object(clip(), propagator=propagator, backbone=Paints(), **arguments)
     assert propagator.calls == []
+
+
+def test_masks_of_which_shrinking_leaves_nothing_are_refused():
+    masks = torch.zeros(COUNT, HEIGHT, WIDTH)
+    masks[:, 5:9, 5:9] = 1
+    assert remove_object(clip(), masks=masks, backbone=Paints(), grow=-1, feather=0).frames.shape[0] == COUNT
+    with pytest.raises(MaskError, match="grow of -2 leaves nothing of the masks"):
+        remove_object(clip(), masks=masks, backbone=Paints(), grow=-2, feather=0)
 
 
 def test_a_bad_clip_is_refused():

@@ -47,6 +47,11 @@ def test_without_clean_clips(tmp_path, capsys):
     [
         (["--only", "gamma"], "no case 'gamma'; the cases are alpha, beta"),
         (["--frames", "0"], "at least one frame"),
+        (["--feather", "-1"], "--feather -1: expected 0 or more"),
+        (["--degrade-cases", "1"], "--degrade-cases without --degrade"),
+        (["--degrade", "--degrade-cases", "0"], "at least one case"),
+        (["--ablate", "--modes", "hard"], "Both --ablate and --modes"),
+        (["--models", "nowhere"], "--models nowhere is no folder"),
         (["--propagators", "nobody"], "no propagator called 'nobody'"),
         (["--backbones", "sttn"], "needs a weight file"),
         (["--i3d", "missing.pt"], "missing.pt cannot be read"),
@@ -67,6 +72,7 @@ def test_bad_arguments_end_in_one_line(cases, tmp_path, capsys, arguments, said)
     defaults = ["--propagators", "flow", "--backbones", "flow"]
     code, error = run(capsys, cases, "--out", tmp_path / "out", *defaults, *arguments)
     assert code == 2 and said in error and "Traceback" not in error
+    assert "evaluating" not in error  # not after hours of it
 
 
 def test_nothing_that_could_be_measured(cases, tmp_path, capsys):  # noqa: F811

@@ -88,3 +88,8 @@ def test_convert_refuses_in_one_line(tmp_path, capsys, make, words):
     assert cli.main(["convert", str(tmp_path / "w.pth"), str(tmp_path / "out.safetensors")]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and not (tmp_path / "out.safetensors").exists()
+
+
+def test_convert_says_where_it_cannot_write(published, tmp_path, capsys):
+    assert cli.main(["convert", str(published), str(tmp_path / "missing" / "new.safetensors")]) == 2
+    assert "new.safetensors could not be written: No such file or directory\n" in capsys.readouterr().err

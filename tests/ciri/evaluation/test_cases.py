@@ -64,6 +64,15 @@ def refused(cases, *words, name="alpha"):
         assert word in str(caught.value)
 
 
+def test_a_wholly_transparent_mask_is_empty_where_the_others_are_white_on_transparent(cases):
+    for t in range(COUNT):
+        file = cases / "alpha" / "masks" / f"{t:05d}.png"
+        shape = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) * (t != 2)
+        cv2.imwrite(str(file), np.dstack([np.full_like(shape, 255)] * 3 + [shape]))
+    areas = load(only(cases)).masks.sum((1, 2, 3)).tolist()
+    assert areas == [14 * 14 * (t != 2) for t in range(COUNT)]
+
+
 def test_no_case(tmp_path):
     with pytest.raises(EvaluationError, match="does not exist"):
         find_cases(tmp_path / "nothing")
