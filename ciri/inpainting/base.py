@@ -26,6 +26,8 @@ class BackboneFacts:
         least_window: (height, width) of the smallest crop that shows the backbone enough of the scene.
         trained_for: "hard mask", "inactivation" or "" (nothing was trained).
         licence: licence of the weights, for the person who uses them.
+        needs_background: whether it makes up nothing where a shot shows no pixel besides the target: there its fill
+            would be black.
     """
 
     needs_divisible_by: int | tuple[int, int] | Multiple = 1
@@ -33,6 +35,7 @@ class BackboneFacts:
     least_window: tuple[int, int] = (128, 128)
     trained_for: str = ""
     licence: str = "Apache-2.0"
+    needs_background: bool = False
 
 
 @runtime_checkable

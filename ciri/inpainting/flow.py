@@ -55,7 +55,7 @@ class FlowBackbone:
     """
 
     name = "flow"
-    facts = BackboneFacts()
+    facts = BackboneFacts(needs_background=True)
 
     def __init__(self, passes: int = 2, memory: int = MEMORY) -> None:
         if passes not in (1, 2):

@@ -65,7 +65,7 @@ class LiteBackbone:
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.network.requires_grad_(False)
         trained_for = "inactivation" if network.config.gate else "hard mask"
-        self.facts = BackboneFacts(needs_divisible_by=MULTIPLE, trained_for=trained_for)
+        self.facts = BackboneFacts(needs_divisible_by=MULTIPLE, trained_for=trained_for, needs_background=True)
 
     def inpaint(self, frames: Tensor, inactivation: Tensor, *, on_step: OnStep = ignore) -> Tensor:
         """See :class:`ciri.inpainting.base.Backbone`.

@@ -53,7 +53,8 @@ def remove(
         on_step: progress callback.
 
     Raises:
-        MaskError: the map is of another length or size than the clip, or leaves nothing of a shot to fill from.
+        MaskError: the map is of another length or size than the clip, or leaves nothing of a shot to a backbone that
+            needs background.
     """
     expected = (len(frames), 1, *frames.shape[2:])
     if inactivation.shape != expected:
@@ -63,7 +64,8 @@ def remove(
         )
     inactivation = inactivation.to(frames.device)
     scenes, done = shots(frames, on_step=on_step), 0
-    _check_something_is_shown(inactivation, scenes, grow)
+    if backbone.facts.needs_background:
+        _check_background(inactivation, scenes, grow)
     if len(scenes) == 1:
         return remove_from_shot(frames, inactivation, backbone, grow=grow, feather=feather, crop=crop, on_step=on_step)
     result = frames.clone()
@@ -78,8 +80,8 @@ def remove(
     return result
 
 
-def _check_something_is_shown(inactivation: Tensor, scenes: Sequence[Sequence[int]], grow: int) -> None:
-    """Refuse masks that cover all of a shot, before any shot is filled: what copies would make it black."""
+def _check_background(inactivation: Tensor, scenes: Sequence[Sequence[int]], grow: int) -> None:
+    """Refuse masks that cover all of a shot, before any shot is filled."""
     for scene in scenes:
         if any((grow_mask(inactivation[t : t + 1], grow) <= COVERED_ABOVE).any() for t in scene):
             continue

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ciri.errors import CiriError
+from ciri.inpainting.flow import FlowBackbone
 from tests.nodes.models import Grey, Hold
 from tests.nodes.test_behaviour import clip, disc
 
@@ -16,10 +17,10 @@ def propagate(run, images=None, mask=None, **more):
     return run("CIRI_PropagateMask", images=images, first_mask=mask, propagator=Hold(), **more)
 
 
-def inpaint(run, images=None, mask=None):
+def inpaint(run, images=None, mask=None, backbone=None):
     images = clip() if images is None else images
     mask = disc()[None] if mask is None else mask
-    return run("CIRI_InactivationInpaint", images=images, inactivation=mask, backbone=Grey())
+    return run("CIRI_InactivationInpaint", images=images, inactivation=mask, backbone=backbone or Grey())
 
 
 @pytest.mark.parametrize("node", [propagate, inpaint])
@@ -111,7 +112,10 @@ def test_propagate_answers_bad_input_in_words(run, case):
         ({"mask": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
         ({"mask": disc(40, 40)[None]}, "aspect ratios differ"),
         ({"mask": disc()[None] * float("nan")}, "inactivation mask holds values that are not numbers"),
-        ({"mask": torch.ones(1, 40, 64)}, "grown by 4 pixels, cover every pixel of the clip"),
+        (
+            {"mask": torch.ones(1, 40, 64), "backbone": FlowBackbone()},
+            "grown by 4 pixels, cover every pixel of the clip",
+        ),
         ({"images": _nan_clip()}, "Frame 2"),
     ],
 )

@@ -374,7 +374,7 @@ def test_less_memory_gives_the_same_result():
 def test_modes_that_tune_weights_say_what_they_need(mode):
     scene = Scene()
     for propagator in (None, FlowPropagator()):
-        with pytest.raises(CiriError, match="mode 'mask'"):
+        with pytest.raises(CiriError, match="mode 'auto'"):
             run(scene, scene.cut(), Oracle(scene), propagator=propagator, settings=settings(mode=mode))
 
 
