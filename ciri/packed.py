@@ -7,7 +7,8 @@ PyTorch lacks them or they answer otherwise, the convolution stays as it is. Inf
 
 Which arrangement a kernel reads depends on the size of its input, and on the threads it runs in. One that was made for
 another kernel is rearranged at every call, which takes far longer than what is saved, so each convolution keeps as many
-as its inputs ask for: one, or a few.
+as its inputs ask for: one, or a few. To find out takes longer than an ordinary convolution, so after the first size it
+is done for those that come again.
 """
 
 from __future__ import annotations
@@ -21,12 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pair = tuple[int, int]
-Activation = tuple[str, tuple[float, ...], str]
 
-#: What may follow a convolution at no cost, as oneDNN calls it.
-NOTHING: Activation = ("none", (), "")
-RELU6: Activation = ("hardtanh", (0.0, 6.0), "")
-
+#: What follows a convolution at no cost, as oneDNN calls it.
+_NOTHING, _RELU6 = ("none", (), ""), ("hardtanh", (0.0, 6.0), "")
 #: So many sizes of input are remembered; parts of frames come in many.
 MOST_KERNELS = 512
 
@@ -46,7 +44,8 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
-        self._packed: dict[object, Tensor] = {}
+        # by kernel; None where one was asked for once
+        self._packed: dict[object, Tensor | None] = {}
         self._padding, self._more = padding, (stride, dilation, groups)
 
     @classmethod
@@ -56,16 +55,22 @@ class PackedConv2d(nn.Module):
         pairs = [(pair[0], pair[1]) for pair in (conv.padding, conv.stride, conv.dilation)]
         return cls(conv.weight, conv.bias, pairs[0], pairs[1], pairs[2], conv.groups)
 
-    def forward(self, x: Tensor, padding: Pair | None = None, activation: Activation = NOTHING) -> Tensor:
-        """(b, c, h, w) -> (b, o, h', w'), with another padding if one is given."""
+    def forward(self, x: Tensor, padding: Pair | None = None, *, clamp: bool = False) -> Tensor:
+        """(b, c, h, w) -> (b, o, h', w'), with another padding if one is given; with ``clamp``, a ReLU6 follows."""
         padding = self._padding if padding is None else padding
         kernel = (x.shape, padding, torch.get_num_threads())
         weight = self._packed.get(kernel)
         if weight is None:
-            weight = self._keep(kernel, self._pack(x.shape, padding))
-        convolve = torch.ops.mkldnn._convolution_pointwise
-        out: Tensor = convolve(x, weight, self._bias, padding, *self._more, *activation)
-        return out
+            if self._packed and kernel not in self._packed:
+                self._note(kernel, None)
+                stride, dilation, groups = self._more
+                out = F.conv2d(x, self.weight, self._bias, stride, padding, dilation, groups)
+                return F.relu6(out, inplace=True) if clamp else out
+            weight = self._kept_once(self._pack(x.shape, padding))
+            self._note(kernel, weight)
+        convolve: Any = torch.ops.mkldnn._convolution_pointwise
+        found: Tensor = convolve(x, weight, self._bias, padding, *self._more, *(_RELU6 if clamp else _NOTHING))
+        return found
 
     def _pack(self, shape: torch.Size, padding: Pair) -> Tensor:
         """Arrange the weights for inputs of a shape."""
@@ -73,15 +78,16 @@ class PackedConv2d(nn.Module):
         packed: Tensor = pack(self.weight.to_mkldnn(), padding, *self._more, shape)
         return packed
 
-    def _keep(self, kernel: object, packed: Tensor) -> Tensor:
-        """Note what a kernel reads; what is arranged as others are is kept once."""
+    def _note(self, kernel: object, weight: Tensor | None) -> None:
         if len(self._packed) >= MOST_KERNELS:
             self._packed.clear()
-        known = {id(weight): weight for weight in self._packed.values()}
+        self._packed[kernel] = weight
+
+    def _kept_once(self, packed: Tensor) -> Tensor:
+        """The weights themselves, or those that are arranged alike and are there already."""
+        known = {id(weight): weight for weight in self._packed.values() if weight is not None}
         content = _content(packed)
-        same = next((weight for weight in known.values() if torch.equal(_content(weight), content)), packed)
-        self._packed[kernel] = same
-        return same
+        return next((weight for weight in known.values() if torch.equal(_content(weight), content)), packed)
 
 
 def _content(packed: Tensor) -> Tensor:
@@ -110,7 +116,8 @@ def available() -> bool:
     expected = F.conv2d(image, weight, stride=2, padding=1)
     try:
         packed = PackedConv2d(weight, None, (1, 1), (2, 2))
-        return torch.equal(packed(image), expected) and torch.equal(packed(image, None, RELU6), F.relu6(expected))
+        packed(image)
+        return torch.equal(packed(image), expected) and torch.equal(packed(image, clamp=True), F.relu6(expected))
     # no such function, other arguments, or a processor that they do not take
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciri.packed import NOTHING, RELU6, PackedConv2d
+from ciri.packed import PackedConv2d
 
 #: EfficientNet-Lite0's inverted residual blocks: (kernel, stride, expansion, output channels), Table 1 of the paper
 #: with the Lite changes. The classifier's last convolution is not needed.
@@ -72,7 +72,7 @@ class ScaledConv(nn.Module):
         if left != right or top != bottom:
             x, left, top = F.pad(x, padding), 0, 0
         if self._packed is not None:
-            return self._packed(x, (top, left), RELU6 if clamp else NOTHING)
+            return self._packed(x, (top, left), clamp=clamp)
         weight = self.weight if self.scale is None else self.weight * self.scale[:, None, None, None]
         out = F.conv2d(x, weight, self.bias, self.stride, (top, left), groups=self.groups)
         return F.relu6(out, inplace=True) if clamp else out
