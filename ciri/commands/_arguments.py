@@ -56,7 +56,13 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
 
 
 def built(registry: Any, name: str, weights: Path | None, device: Any) -> Any:
-    """Make a model of a registry: on the device, with the weight file if one is given."""
+    """Make a model of a registry: on the device, with the weight file if one is given.
+
+    Raises:
+        CiriError: a file for a model without weights, and as the registry says.
+    """
+    if weights is not None and name == "flow":
+        raise CiriError(f"{weights} is given for 'flow', which has no weights. Leave it out, or choose another model.")
     return registry.build(name, device=device, **({} if weights is None else {"weights": weights}))
 
 
@@ -81,7 +87,8 @@ def choose_device(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        # also of a device without memory, "meta", which only pretends to compute
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise CiriError(f"The device {name!r} is not there; use cpu, or leave --device out.") from None
     return device

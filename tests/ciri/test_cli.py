@@ -14,6 +14,7 @@ import torch
 from ciri import cli, mask_files, media
 from ciri.commands import _arguments
 from ciri.console import ProgressBar
+from ciri.errors import CiriError
 
 ROOT = Path(__file__).parents[2]
 COUNT, HEIGHT, WIDTH = 10, 64, 96
@@ -209,6 +210,7 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--backbone", "magic"], "magic"),
         (["remove", frames, *given, "--propagator", "magic"], "magic"),
         (["remove", frames, *given, "--backbone", "sttn"], "needs a weight file"),
+        (["remove", frames, *given, "--backbone", "flow", "--backbone-weights", mask], "'flow', which has no weights"),
         (["remove", frames, *given, "--backbone", "sttn", "--backbone-weights", folder / "text.mp4"], "text.mp4"),
         (["remove", frames, *given, "--backbone-weights", folder / "text.mp4"], "not a weight file"),
         (["remove", frames, *given, "--propagator", "stcn", "--propagator-weights", folder / "no.pth"], "no.pth"),
@@ -336,6 +338,8 @@ def test_every_published_backbone_has_a_name():
 def test_the_device_is_a_gpu_only_where_there_is_one():
     assert _arguments.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert _arguments.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(CiriError, match="'meta' is not there"):
+        _arguments.choose_device("meta")
 
 
 class Terminal:
