@@ -29,6 +29,7 @@ def test_the_mean_of_the_largest_and_its_gradient_are_those_of_sorting(k: int, d
     expected = values.sort(dim, descending=True).values.narrow(dim, 0, min(k, 7)).mean(dim)
     means = mean_of_largest(values, k, dim)
     torch.testing.assert_close(means, expected)
+    torch.testing.assert_close(mean_of_largest(values.detach(), k, dim), expected.detach())
     got, sorted_ = (torch.autograd.grad((x * weight).sum(), values)[0] for x in (means, expected))
     torch.testing.assert_close(got, sorted_)
 
