@@ -11,6 +11,7 @@ from torch import Tensor
 from ciri.crop_track import CropTrack, follow_target, target_boxes
 from ciri.errors import MaskError
 from ciri.exposure import evened, exposure
+from ciri.flow.propagate import HIDDEN_ABOVE
 from ciri.frames import as_pair, extent, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.numbering import ranges
@@ -23,9 +24,6 @@ WORTHWHILE = 0.8
 #: From this value of the map on, the filled pixel is shown whole. Blending by the map itself would let half of the
 #: target shine through wherever the propagator was only half sure.
 SHOWN_WHOLE_FROM = 0.5
-
-#: What exceeds this is taken for the target: nothing is copied from there.
-COVERED_ABOVE = 0.5
 
 
 def remove(
@@ -83,7 +81,7 @@ def remove(
 def _check_background(inactivation: Tensor, scenes: Sequence[Sequence[int]], grow: int) -> None:
     """Refuse masks that cover all of a shot, before any shot is filled."""
     for scene in scenes:
-        if any((grow_mask(inactivation[t : t + 1], grow) <= COVERED_ABOVE).any() for t in scene):
+        if any((grow_mask(inactivation[t : t + 1], grow) <= HIDDEN_ABOVE).any() for t in scene):
             continue
         how = f", {'grown' if grow > 0 else 'shrunk'} by {abs(grow)} pixels," if grow else ""
         where = "the clip" if len(scenes) == 1 else f"frames {ranges(scene)}, a shot of its own"

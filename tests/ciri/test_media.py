@@ -1,6 +1,5 @@
 """ciri.media and ciri.video_files: what is written is read back, and what was there is kept."""
 
-import resource
 from fractions import Fraction
 
 import av
@@ -769,6 +768,7 @@ def test_output_where_nothing_may_be_written(tmp_path, monkeypatch, name):
 
 
 def test_images_that_there_is_no_room_for(tmp_path):
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
