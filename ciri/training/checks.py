@@ -26,15 +26,19 @@ LEAST = {
     "workers": 0,
     "seed": 0,
 }
+#: The largest seed: trainings multiply theirs by up to a million, and PyTorch takes 63 bits.
+LARGEST_SEED = 2**32 - 1
 #: What has to be above 0 where it is given.
 POSITIVE = ("rate", "epochs", "minutes", "plan_minutes")
+#: Weights of losses, and shares of the plan: 0 or more.
+NOT_NEGATIVE = ("pretraining", "perceptual", "adversarial_from", "adversarial", "flow")
 
 
 def check_numbers(settings: Any) -> None:
-    """Refuse counts, rates and times that no training can be made with.
+    """Refuse counts, rates, times and weights that no training can be made with.
 
     Args:
-        settings: of any training; of :data:`LEAST` and :data:`POSITIVE`, those that it has.
+        settings: of any training; of :data:`LEAST`, :data:`POSITIVE` and :data:`NOT_NEGATIVE`, those that it has.
 
     Raises:
         TrainingError: names the option, what was given and what is expected.
@@ -43,11 +47,17 @@ def check_numbers(settings: Any) -> None:
         value = getattr(settings, name, None)
         if isinstance(value, int) and value < least:
             raise TrainingError(f"{_option(name)} {value}: expected {least} or more.")
+    if settings.seed > LARGEST_SEED:
+        raise TrainingError(f"--seed {settings.seed}: expected at most {LARGEST_SEED}.")
     for name in POSITIVE:
         value = getattr(settings, name, None)
         # written so that not-a-number is refused too
         if value is not None and not value > 0:
             raise TrainingError(f"{_option(name)} {value:g}: expected more than 0.")
+    for name in NOT_NEGATIVE:
+        value = getattr(settings, name, 0.0)
+        if not 0 <= value < math.inf:
+            raise TrainingError(f"{_option(name)} {value:g}: expected 0 or more.")
     if math.isinf(settings.rate):
         raise TrainingError(f"{_option('rate')} {settings.rate:g}: expected a learning rate such as 0.001.")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
-from ciri.propagation.lite import LiteNetwork
+from ciri.propagation.lite import LiteNetwork, load_lite
 from ciri.training.checks import check_numbers, check_sides
 from ciri.training.data import Library, open_library
 from ciri.training.film import Dice
@@ -36,6 +36,8 @@ from ciri.training.run import RunFolder, fit
 ENCODER_RATE = 0.25
 #: Every so-manyth scene, still and object is held back; of the data pack that keeps two annotated clips to validate on.
 HELD_EVERY = 13
+#: Of a window of the least side, 16 pixels, enlarging leaves one.
+MOST_ENLARGED = 16
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,15 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     check_numbers(settings)
     check_sides("Frames", settings.height, settings.width, 16)
     check_sides("Windows", *settings.window, 16)
-    if not settings.enlarge >= 1:
-        raise TrainingError(f"Clips are to be enlarged by up to {settings.enlarge}; expected 1 (as they are) or more.")
+    if not 1 <= settings.enlarge <= MOST_ENLARGED:
+        raise TrainingError(
+            f"Clips are to be enlarged by up to {settings.enlarge}; expected 1 (as they are) to {MOST_ENLARGED}."
+        )
     if not 0 <= settings.own_share <= 1:
         raise TrainingError(f"The run's own share of the mean is {settings.own_share}; expected 0 to 1.")
     device = _device(settings.device)
     torch.manual_seed(settings.seed)
+    network = _network(settings)
     run = RunFolder(
         settings.out,
         {"what": "propagator lite", "seed": settings.seed, "size": [settings.height, settings.width]},
@@ -144,11 +149,6 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
     for note in (training.skipped + held.skipped)[:5]:
         say(f"Skipped: {note}")
 
-    network = LiteNetwork(folded=False)
-    if settings.go_on_from is not None:
-        load_exported(network, settings.go_on_from)
-    elif settings.init is not None:
-        load_pretrained(network.encoder, settings.init)
     layout = faster_layout(network.to(device), settings.height, settings.width)
     network.to(memory_format=layout)  # type: ignore[call-overload]
     average = Average(network)
@@ -270,6 +270,18 @@ def learning_pace(done: int, progress: float) -> float:
     return min(1.0, (done + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
 
 
+def _network(settings: Settings) -> LiteNetwork:
+    """The network as training finds it; all weight files are read now, not after an hour."""
+    network = LiteNetwork(folded=False)
+    if settings.go_on_from is not None:
+        load_exported(network, settings.go_on_from)
+    elif settings.init is not None:
+        load_pretrained(network.encoder, settings.init)
+    if settings.average_with is not None:
+        load_lite(settings.average_with)
+    return network
+
+
 def _banks(settings: Settings, device: torch.device) -> tuple[Bank, Bank]:
     """Decode the training part on the device, and the held-back part."""
     library, placements = open_library(settings.data), read_placements(settings.data)
@@ -314,17 +326,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _command(settings: Settings) -> str:
+def command_of(settings: Settings) -> str:
     """The command of a run, without what is as usual and what does not change the weights."""
     usual, options = Settings(settings.data, settings.out), []
-    named = ("batch", "rate", "enlarge", "own_share", "seed", "pool", "reuse", "workers", "clip_frames", "plan_minutes")
-    for name in named:
+    named = ("steps", "batch", "rate", "enlarge", "own_share", "seed", "pool", "reuse", "workers", "clip_frames")
+    for name in (*named, "plan_minutes"):
         value = getattr(settings, name)
         if value not in (getattr(usual, name), math.inf):
-            options.append(f"--{name.replace('_', '-')} {value:g}")
-    for name, (height, width) in (("size", (settings.height, settings.width)), ("window", settings.window)):
-        if (height, width) not in ((usual.height, usual.width), usual.window):
-            options.append(f"--{name} {width}x{height}")
+            options.append(f"--{name.replace('_', '-')} {value:.15g}")
+    if (settings.height, settings.width) != (usual.height, usual.width):
+        options.append(f"--size {settings.width}x{settings.height}")
+    if settings.window != usual.window:
+        options.append(f"--window {settings.window[1]}x{settings.window[0]}")
     init = f" --init {settings.init.name}" if settings.init and not settings.go_on_from else ""
     for name in ("go_on_from", "average_with"):
         file: Path | None = getattr(settings, name)
@@ -339,7 +352,7 @@ def _facts(settings: Settings, step: int, values: Mapping[str, float]) -> dict[s
     """What the weight file says of its making."""
     return {
         "steps": str(step),
-        "command": _command(settings),
+        "command": command_of(settings),
         "seed": str(settings.seed),
         "frame_size": f"{settings.width}x{settings.height}",
         "init": "EfficientNet-Lite0, ImageNet (Apache-2.0)" if settings.init else "none",

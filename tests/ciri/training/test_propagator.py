@@ -1,6 +1,7 @@
 """Training of the small propagator: synthesis against colours that tell the truth, the read against the engine's."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import cv2
@@ -9,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ciri.errors import CheckpointError, TrainingError
+from ciri import cli
+from ciri.errors import CheckpointError, CiriError, TrainingError
 from ciri.propagation.base import MaskTrack
 from ciri.propagation.engine import MemoryPropagator
 from ciri.propagation.flow import FlowPropagator
 from ciri.propagation.lite import SHIPPED, LiteNetwork, load_lite
 from ciri.propagation.memory import read
+from ciri.training import propagator as training
 from ciri.training import propagator_pool, synth_vos
 from ciri.training.data import open_library
 from ciri.training.film import Dice, compress
@@ -407,8 +410,6 @@ def test_a_run_is_trained_continued_and_exported(pack, placements, tmp_path):
 
 
 def test_a_full_disk_does_not_end_a_training(pack, placements, tmp_path, monkeypatch):
-    from ciri.training import propagator as training
-
     sizes = dict(height=64, width=96, window=(48, 64), batch=2, pool=8, workers=0, look_every=1)
     settings, said, exports = Settings(pack, tmp_path, steps=2, **sizes), [], []
     written = training.export
@@ -444,3 +445,22 @@ def test_what_cannot_be_trained_is_refused(pack, tmp_path):
         train(Settings(pack, tmp_path / "b", height=64, width=96, workers=2, init=tmp_path / "missing.safetensors"))
     with pytest.raises(TrainingError, match="cannot be used"):
         train(Settings(pack, tmp_path / "c", device="cuda:99"))
+
+
+@pytest.mark.parametrize("name", ["init", "go_on_from", "average_with"])
+def test_weights_are_looked_for_before_the_data_is_read(tmp_path, name):
+    # what is averaged with was opened at the first look only, and the others after hours of decoding
+    file = tmp_path / "gone.safetensors"
+    with pytest.raises(CiriError, match=r"gone\.safetensors"):
+        train(Settings(tmp_path / "no data", tmp_path / "run", **{name: file}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_card_s_command_makes_the_same_settings_again(tmp_path, monkeypatch):
+    # each size is the other's usual one, and a seed has more digits than a rate
+    made = dict(height=176, width=256, window=(240, 432), seed=1234567, steps=300, rate=1.5e-4, batch=4)
+    written = training.command_of(Settings(tmp_path, tmp_path, **made))
+    got = []
+    monkeypatch.setattr(training, "train", lambda settings, **_: got.append(settings) or tmp_path)
+    assert cli.main(shlex.split(written.replace("\\\n", " "))[3:]) == 0
+    assert {name: getattr(got[0], name) for name in made} == made
