@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ciri.checkpoints import write_safetensors
+from ciri.checkpoints import load_strictly, write_safetensors
 from ciri.errors import TrainingError
 from ciri.inactivation.attention_network import (
     ARCHITECTURE,
@@ -166,7 +166,8 @@ class Trainer:
         self.settings = settings
         self.network = AttentionNetwork(settings.config)
         if settings.init is not None:
-            self.network.load_state_dict(load_attention(settings.init).state_dict())
+            state = load_attention(settings.init).state_dict()
+            load_strictly(self.network, state, model=f"{ARCHITECTURE} in these sizes", path=settings.init)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.995))
         self.optimiser = torch.optim.AdamW(self.network.parameters(), settings.rate, weight_decay=1e-3)

@@ -43,15 +43,16 @@ def train_backbone(
     Raises:
         TrainingError: impossible numbers, no data, a folder of another run, or a loss that is
             not a number.
-        CheckpointError: the weights cannot be written at the end.
+        CheckpointError: weights to begin with cannot be used, or the trained ones cannot be written at the end.
     """
     check_numbers(settings)
     check_sides("Clips", settings.height, settings.width, MULTIPLE)
     check_sides("Crops", *settings.crop, MULTIPLE)
     check_network(settings.config)
     team = team or Team(0, 1, settings.device)
-    run = open_run(settings.out, settings.identity(), team)
+    # first, so that a setting that it refuses does not become that of the folder
     trainer = BackboneTrainer(settings)
+    run = open_run(settings.out, settings.identity(), team)
     start = max(run.saved_steps(), default=0)
     stream = SampleStream(
         settings.data,

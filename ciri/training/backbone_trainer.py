@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ciri.checkpoints import load_strictly
 from ciri.errors import TrainingError
 from ciri.frames import grow_mask
 from ciri.inactivation.attention import attention_map, pool_target
 from ciri.inactivation.curriculum import DualCurriculum
+from ciri.inpainting.lite import ARCHITECTURE, load_lite
 from ciri.inpainting.lite_network import LiteNetwork
 from ciri.training.backbone_settings import VARIANTS, Settings
 from ciri.training.distributed import average_gradients
@@ -60,7 +62,12 @@ class Average(nn.Module):
 
 
 class BackboneTrainer:
-    """The network, its optimisers, and one step of training."""
+    """The network, its optimisers, and one step of training.
+
+    Raises:
+        TrainingError: an unknown variant.
+        CheckpointError: weights to begin with that cannot be read, or are of another network or other sizes.
+    """
 
     def __init__(self, settings: Settings) -> None:
         if settings.variant not in VARIANTS:
@@ -70,9 +77,8 @@ class BackboneTrainer:
         config = replace(settings.config, gate=settings.variant != "hard-mask")
         self.network = LiteNetwork(config)
         if settings.init is not None:
-            from ciri.inpainting.lite import load_lite
-
-            self.network.load_state_dict(load_lite(settings.init).network.state_dict())
+            state = load_lite(settings.init).network.state_dict()
+            load_strictly(self.network, state, model=f"{ARCHITECTURE} in these sizes", path=settings.init)
         device = settings.device
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network)

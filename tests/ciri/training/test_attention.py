@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.errors import TrainingError
-from ciri.inactivation.attention_network import AttentionConfig, AttentionNetwork, load_attention
+from ciri.errors import CheckpointError, TrainingError
+from ciri.inactivation.attention_network import SHIPPED, AttentionConfig, AttentionNetwork, load_attention
 from ciri.training import attention as training
 from ciri.training.attention import Bank, Batch, Settings, attention_losses, train_attention
 from ciri.training.attention_data import Example, fill_folder, load, unpack, worsened
@@ -165,3 +165,8 @@ def test_the_curriculum_goes_from_true_to_predicted_masks(data, samples, tmp_pat
 def test_a_folder_without_data_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="does not exist"):
         train_attention(settings(tmp_path / "none", tmp_path / "run", tmp_path))
+
+
+def test_weights_of_other_sizes_are_refused(data, samples, tmp_path):
+    with pytest.raises(CheckpointError, match="does not hold the weights of attention_lite in these sizes.*of another"):
+        training.Trainer(settings(data, tmp_path, samples, init=SHIPPED))

@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ciri.errors import CheckpointError, TrainingError
-from ciri.inpainting.lite import load_lite
+from ciri.inpainting.lite import SHIPPED, load_lite
 from ciri.inpainting.lite_network import LiteConfig
 from ciri.training.backbone import BackboneTrainer, Settings, candidate_maps, train_backbone
 from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream
@@ -159,7 +159,15 @@ def test_a_run_on_kept_samples_goes_on(data, tmp_path):
 
 def test_an_unknown_variant_is_refused(data, tmp_path):
     with pytest.raises(TrainingError, match="no-curriculum"):
-        train_backbone(settings(data, tmp_path, variant="magic"))
+        train_backbone(settings(data, tmp_path / "run", variant="magic"))
+    # nor does it become the folder's: the same command, typed correctly, would be refused
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_sizes_are_refused(data, tmp_path):
+    with pytest.raises(CheckpointError, match="does not hold the weights of backbone_lite in these sizes.*of another"):
+        train_backbone(settings(data, tmp_path / "run", init=SHIPPED))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_pool_waits_until_its_samples_were_used(data):
