@@ -63,12 +63,14 @@ class Clip:
         A number means the same object in all frames.
 
         Raises:
-            TrainingError: annotations that cannot be decoded.
+            TrainingError: annotations that cannot be decoded, or that differ in size.
         """
         files = image_files(self.source)[:limit] if self.labels is not None else []
         pairs = self._numbers(files)
         if not pairs:
             return None
+        if len({numbers.shape for _, numbers in pairs}) > 1:
+            raise TrainingError(f"The annotations of clip {self.name} differ in size.")
         return [files.index(file) for file, _ in pairs], np.stack([numbers for _, numbers in pairs])
 
     def annotated_files(self) -> list[Path]:
@@ -148,10 +150,13 @@ class Library:
         return loaded
 
     def split(self, every: int = 10) -> tuple[Library, Library]:
-        """Return (training, held-back) libraries; every so-manyth scene, still and object is held back."""
+        """Return (training, held-back) libraries; every so-manyth scene, still and object is held back.
+
+        What had to be skipped is told by the first of them.
+        """
         scenes = sorted({clip.scene for clip in self.clips})
         held = set(scenes[:: max(every, 2)]) if len(scenes) > 1 else set()
-        kept = Library([c for c in self.clips if c.scene not in held], *_take(self, every, hold=False))
+        kept = Library([c for c in self.clips if c.scene not in held], *_take(self, every, hold=False), list(self.skipped))
         back = Library([c for c in self.clips if c.scene in held], *_take(self, every, hold=True))
         return kept, back
 
@@ -192,18 +197,27 @@ def open_library(root: Path | str) -> Library:
     )
 
 
+def manifest(root: Path, folder: str, name: str, skipped: list[str]) -> list[dict[str, Any]]:
+    """Return the entries of a data pack's folder that hold a text under ``name``; others are noted in ``skipped``."""
+    file = root / folder / "manifest.json"
+    if not file.exists():
+        return []
+    try:
+        found = list(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        skipped.append(f"{file} is not readable JSON, or no list.")
+        return []
+    named = [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get(name), str)]
+    if len(named) < len(found):
+        skipped.append(f"{file} has {len(found) - len(named)} entries without {name!r}.")
+    return named
+
+
 def _open_pack(root: Path) -> Library:
     library = Library()
 
-    def entries(folder: str) -> list[dict[str, Any]]:
-        file = root / folder / "manifest.json"
-        if not file.exists():
-            return []
-        try:
-            return list(json.loads(file.read_text()))
-        except ValueError:
-            library.skipped.append(f"{file} is not readable JSON.")
-            return []
+    def entries(folder: str, name: str = "file") -> list[dict[str, Any]]:
+        return manifest(root, folder, name, library.skipped)
 
     def existing(file: Path) -> bool:
         if not file.exists():
@@ -215,7 +229,7 @@ def _open_pack(root: Path) -> Library:
         if existing(file):
             library.clips.append(Clip(file.stem, entry.get("scene", file.stem), file))
     library.stills = [file for e in entries("images") if existing(file := root / "images" / e["file"])]
-    for entry in entries("objects/seq"):
+    for entry in entries("objects/seq", "name"):
         files = image_files(root / "objects/seq" / entry["name"])
         if files:
             library.cutouts.append(CutOut(entry["name"], tuple(files)))

@@ -16,8 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
-from ciri.training.data import Clip, CutOut, Library, read_still
+from ciri.replacing import replacing
+from ciri.training.data import Clip, CutOut, Library, manifest, read_still
 
 #: Masked correlation below which a placement is not believed (right ones are above 0.97, measured on the pack).
 BELIEVED = 0.95
@@ -60,30 +62,52 @@ class Placement:
 
 
 def locate(library: Library, root: Path, *, on_step: OnStep = ignore) -> list[Placement]:
-    """Find what can be found and write ``located.json`` into the data folder."""
+    """Find what can be found and write ``located.json`` into the data folder.
+
+    Raises:
+        OSError: nothing can be written there, which is known before the search.
+    """
+    with replacing(root / FILE) as part:
+        found = _located(library, root, on_step)
+        part.write_text(json.dumps([asdict(p) for p in found], indent=0) + "\n")
+    return found
+
+
+def _located(library: Library, root: Path, on_step: OnStep) -> list[Placement]:
     stills = {file.stem: file for file in library.stills}
     sources = _sources(root)
     found: list[Placement] = []
     for done, cutout in enumerate(library.cutouts):
-        images = cutout.images()
-        if len(images) == 1 and cutout.name in stills:
-            picture = read_still(stills[cutout.name])
-            match = _search(images[0], picture[None])
-            found += [Placement(cutout.name, cutout.name, (0,), *match[1:])]
-        elif len(images) > 1:
-            clips = [c for c in library.clips if _same_source(sources.get(cutout.name, ""), sources.get(c.name, ""))]
-            found += _in_clips(cutout, images, clips)
+        try:
+            images = cutout.images()
+            if len(images) == 1 and cutout.name in stills:
+                picture = read_still(stills[cutout.name])
+                match = _search(images[0], picture[None])
+                found += [Placement(cutout.name, cutout.name, (0,), *match[1:])]
+            elif len(images) > 1:
+                source = sources.get(cutout.name, "")
+                clips = [c for c in library.clips if _same_source(source, sources.get(c.name, ""))]
+                found += _in_clips(cutout, images, clips)
+        except TrainingError as error:
+            library.skipped.append(str(error))
         on_step(done + 1, len(library.cutouts))
-    found = [p for p in found if p.score >= BELIEVED]
-    (root / FILE).write_text(json.dumps([asdict(p) for p in found], indent=0) + "\n")
-    return found
+    return [p for p in found if p.score >= BELIEVED]
 
 
 def read_placements(root: Path) -> list[Placement]:
-    """Read ``located.json``; empty if there is none."""
+    """Read ``located.json``; empty if there is none.
+
+    Raises:
+        TrainingError: it is not what :func:`locate` writes.
+    """
     file = root / FILE
-    entries: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
-    return [Placement(**{**entry, "frames": tuple(entry["frames"])}) for entry in entries]
+    try:
+        entries: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+        return [Placement(**{**entry, "frames": tuple(entry["frames"])}) for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{file} is damaged; 'python -m ciri train locate --data {root}' makes it again."
+        ) from error
 
 
 def together(kept: Library, held: Library, placements: Sequence[Placement]) -> tuple[Library, Library]:
@@ -106,8 +130,7 @@ def _sources(root: Path) -> dict[str, str]:
     """Where each clip and each moving object came from, by name, as the manifests say."""
     sources = {}
     for folder, name in (("video", "file"), ("objects/seq", "name")):
-        file = root / folder / "manifest.json"
-        for entry in json.loads(file.read_text()) if file.exists() else []:
+        for entry in manifest(root, folder, name, []):
             sources[PurePosixPath(entry[name]).stem] = str(entry.get("source", ""))
     return sources
 

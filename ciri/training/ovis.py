@@ -25,6 +25,9 @@ from ciri.training.data import Clip, Library
 #: Where the clips' folders may be, relative to the data folder.
 IMAGE_FOLDERS = ("train", "train/JPEGImages", "JPEGImages", ".")
 
+#: What comes of JSON that has another form than expected.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
 #: A compressed count is written in characters of 6 bits from this one on: 5 bits of the number, low ones first, and
 #: one that says whether more follow.
 FIRST_CHARACTER, CONTINUES, SIGN = 48, 0x20, 0x10
@@ -122,10 +125,14 @@ def open_ovis(root: Path) -> Library:
             tracks: dict[Any, list[Any]] = {}
             for annotation in annotations:
                 tracks.setdefault(annotation["video_id"], []).append(annotation.get("segmentations") or [])
-            for video in videos:
-                _add_clip(library, root, video, tracks.get(video["id"], []))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *MALFORMED) as error:
             library.skipped.append(f"{file} is not an OVIS annotation file ({type(error).__name__}: {error}).")
+            continue
+        for number, video in enumerate(videos):
+            try:
+                _add_clip(library, root, video, tracks.get(video["id"], []))
+            except MALFORMED as error:
+                library.skipped.append(f"Clip {number} of {file} is malformed ({type(error).__name__}: {error}).")
     return library
 
 

@@ -81,8 +81,7 @@ def load_bank(
     Raises:
         TrainingError: not enough to train on.
     """
-    skipped: list[str] = []
-
+    skipped = list(library.skipped)
     shapes: dict[str, tuple[int, int]] = {}
 
     def fit(name: str, images: np.ndarray) -> np.ndarray:
@@ -102,7 +101,7 @@ def load_bank(
     where = {clip.name: spans[i] for i, (clip, _) in enumerate(clips)}
     where |= {file.stem: spans[first_still + i] for i, (file, _) in enumerate(stills)}
 
-    annotated = _annotations(clips, where, (height, width))
+    annotated = _annotations(clips, where, (height, width), skipped)
     annotated += _placed(placements, dict((c.name, images) for c, images in cutouts), where, shapes, (height, width))
     sprites = [_sprites(images) for _, images in cutouts] or [_lift(frames, a) for a in annotated[:200]]
     if not sprites:
@@ -151,15 +150,23 @@ def _stack(groups: Sequence[np.ndarray], device: torch.device | str) -> tuple[Te
 
 
 def _annotations(
-    clips: Sequence[tuple[Clip, np.ndarray]], where: dict[str, tuple[int, int]], size: tuple[int, int]
+    clips: Sequence[tuple[Clip, np.ndarray]],
+    where: dict[str, tuple[int, int]],
+    size: tuple[int, int],
+    skipped: list[str],
 ) -> list[tuple[list[int], np.ndarray]]:
-    """Tracks of the annotated clips (DAVIS, YouTube-VOS): one per object, from its first visible frame on.
+    """Tracks of the annotated clips (DAVIS, YouTube-VOS, OVIS): one per object, from its first visible frame on.
 
-    Where only some frames are annotated (YouTube-VOS with all its frames), a track has these.
+    Where only some frames are annotated (YouTube-VOS with all its frames), a track has these. A clip whose annotations
+    cannot be used stays as background, and is noted in ``skipped``.
     """
     found = []
     for clip, images in clips:
-        annotated = clip.label_masks(len(images))
+        try:
+            annotated = clip.label_masks(len(images))
+        except TrainingError as error:
+            skipped.append(str(error))
+            continue
         if annotated is None:
             continue
         at, labels = annotated

@@ -57,6 +57,7 @@ def test_unreadable_files_are_skipped_and_counted(tmp_path):
 
 def test_a_split_keeps_scenes_apart(tmp_path):
     kept, held = open_library(write_pack(tmp_path)).split(every=2)
+    assert "gone.png" in kept.skipped[0] and not held.skipped
     assert {c.scene for c in kept.clips} == {"s1", "s3"} and {c.scene for c in held.clips} == {"s0", "s2"}
 
 
@@ -135,3 +136,19 @@ def test_resize_to_cover_keeps_the_centre_and_the_aspect_ratio():
     assert out.shape == (1, 50, 60, 3)
     columns = np.nonzero(out[0, 25, :, 0] > 128)[0]
     assert columns.tolist() == list(range(25, 35))
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"file": "x"}', '[{"name": "s0_0.mp4"}]', "[3", "7"])
+def test_a_manifest_of_another_form_is_passed_over_and_named(tmp_path, content):
+    write_pack(tmp_path)
+    (tmp_path / "video/manifest.json").write_text(content)
+    library = open_library(tmp_path)
+    assert not library.clips and len(library.stills) == 1
+    assert "video/manifest.json" in library.skipped[0]
+
+
+def test_annotations_that_differ_in_size_are_refused(tmp_path):
+    clip = open_library(write_vos(tmp_path)).clips[0]
+    cv2.imwrite(str(tmp_path / "train/Annotations/clip0/00005.png"), np.zeros((8, 8), np.uint8))
+    with pytest.raises(TrainingError, match="annotations of clip clip0 differ in size"):
+        clip.label_masks()

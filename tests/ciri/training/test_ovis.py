@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ciri.errors import TrainingError
 from ciri.training.data import open_library
+from ciri.training.propagator_data import load_bank
 from ciri.training.ovis import decode_counts, decode_mask
 
 
@@ -133,3 +134,24 @@ def test_only_unusable_clips_say_so(tmp_path):
         file.unlink()
     with pytest.raises(TrainingError, match="1 places were empty or unreadable; the first: No picture of clip clip0"):
         open_library(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [dict.clear, lambda video: video.update(height="tall"), lambda video: video.pop("id")])
+def test_a_malformed_clip_does_not_take_the_others_along(tmp_path, spoil):
+    file = write_ovis(tmp_path, clips=3) / "annotations_train.json"
+    content = json.loads(file.read_text())
+    spoil(content["videos"][1])
+    file.write_text(json.dumps(content))
+    library = open_library(tmp_path)
+    assert [clip.name for clip in library.clips] == ["clip0", "clip2"]
+    assert len(library.skipped) == 1 and "Clip 1 of" in library.skipped[0]
+
+
+def test_a_mask_that_cannot_be_decoded_leaves_its_clip_as_background(tmp_path):
+    file = write_ovis(tmp_path) / "annotations_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentations"][2]["counts"] = "~"
+    file.write_text(json.dumps(content))
+    bank = load_bank(open_library(tmp_path), [], height=32, width=48, device="cpu", workers=1)
+    assert bank.clips == [(0, 4), (4, 4)] and {frame // 4 for frames, _ in bank.tracks for frame in frames} == {1}
+    assert bank.skipped == ["A compressed mask holds '~', which is none of its characters."]

@@ -19,7 +19,7 @@ from ciri.propagation.lite import SHIPPED, LiteNetwork, load_lite
 from ciri.propagation.memory import read
 from ciri.training import propagator as training
 from ciri.training import propagator_pool, synth_vos
-from ciri.training.data import open_library
+from ciri.training.data import CutOut, Library, open_library
 from ciri.training.film import Dice, compress
 from ciri.training.located import locate, read_placements, together
 from ciri.training.propagator import Settings, learning_pace, train
@@ -115,6 +115,23 @@ def test_the_bank_holds_the_material(bank):
     assert torch.equal(bank.masks[masks[0]], bank.masks[masks[1]]) and bank.masks[masks[0], 50, 84] == 255
     # colours are multiplied by alpha
     assert int(bank.sprites[:, :3][(bank.sprites[:, 3:] == 0).expand(-1, 3, -1, -1)].max()) == 0
+
+
+@pytest.mark.parametrize("content", ['[{"cutout":', '[{"frames": [0], "size": 3}]', "[1]", '{"a": 1}'])
+def test_damaged_placements_are_refused_in_words(tmp_path, content):
+    (tmp_path / "located.json").write_text(content)
+    with pytest.raises(TrainingError, match=r"located\.json is damaged; 'python -m ciri train locate"):
+        read_placements(tmp_path)
+
+
+def test_locating_passes_over_what_cannot_be_read_and_asks_first_whether_it_can_write(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    library = Library(stills=[tmp_path / "a.png"], cutouts=[CutOut("a", (tmp_path / "a.png",))])
+    assert locate(library, tmp_path) == read_placements(tmp_path) == []
+    assert library.skipped == [f"{tmp_path / 'a.png'} is not a readable RGBA image."]
+    monkeypatch.setattr(CutOut, "images", lambda self: pytest.fail("searched before"))
+    with pytest.raises(OSError, match="nowhere"):
+        locate(library, tmp_path / "nowhere")
 
 
 def write_sparsely_annotated(root, side=24, clips=1):
