@@ -241,8 +241,8 @@ def train_attention(
         CheckpointError: weights to begin with cannot be used, or the trained ones cannot be written at the end.
     """
     check_numbers(settings)
+    open_library(settings.data).check_scenes()
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed, **settings.config.to_dict()})
-    open_library(settings.data)  # refuses a wrong folder before anything is made
     trainer = Trainer(settings)
     bank, held = Bank(settings, held_back=False), Bank(settings, held_back=True)
     target = run.path / f"{ARCHITECTURE}.safetensors"

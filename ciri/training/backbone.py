@@ -17,6 +17,7 @@ from ciri.progress import OnStep, ignore
 from ciri.training.backbone_settings import VARIANTS, Settings
 from ciri.training.backbone_trainer import BackboneTrainer, candidate_maps, grow_batch
 from ciri.training.checks import check_numbers, check_sides
+from ciri.training.data import open_library
 from ciri.training.distributed import Team, wait_for_all
 from ciri.training.run import RunFolder, fit, open_run
 from ciri.training.sample_sources import SampleFiles, SamplePool, SampleStream, Source
@@ -50,6 +51,9 @@ def train_backbone(
     check_sides("Crops", *settings.crop, MULTIPLE)
     check_network(settings.config)
     team = team or Team(0, 1, settings.device)
+    library = open_library(settings.data)
+    if settings.held_back:
+        library.check_scenes()
     # first, so that a setting that it refuses does not become that of the folder
     trainer = BackboneTrainer(settings)
     run = open_run(settings.out, settings.identity(), team)

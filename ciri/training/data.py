@@ -149,6 +149,15 @@ class Library:
                 self.skipped.append(str(error))
         return loaded
 
+    def check_scenes(self) -> None:
+        """Raise TrainingError: a single scene and no still, so that nothing is left to validate on."""
+        scenes = {clip.scene for clip in self.clips}
+        if not self.stills and len(scenes) < 2:
+            raise TrainingError(
+                f"The data shows a single scene ({', '.join(scenes)}); one is held back to validate on, so give two or "
+                "more."
+            )
+
     def split(self, every: int = 10) -> tuple[Library, Library]:
         """Return (training, held-back) libraries; every so-manyth scene, still and object is held back.
 

@@ -285,6 +285,7 @@ def _network(settings: Settings) -> LiteNetwork:
 def _banks(settings: Settings, device: torch.device) -> tuple[Bank, Bank]:
     """Decode the training part on the device, and the held-back part."""
     library, placements = open_library(settings.data), read_placements(settings.data)
+    library.check_scenes()
     kept, held = together(*library.split(HELD_EVERY), placements)
 
     def load(part: Library, frames: int | None) -> Bank:

@@ -17,6 +17,7 @@ from ciri.checkpoints import write_safetensors
 from ciri.progress import OnStep, ignore
 from ciri.training.backbone_trainer import write_sheet
 from ciri.training.checks import check_numbers, check_sides
+from ciri.training.data import open_library
 from ciri.training.distributed import Team
 from ciri.training.published_data import Numbers, Windows, WindowSamples, load_windows
 from ciri.training.published_trainer import PublishedTrainer, Settings
@@ -49,6 +50,8 @@ def train_published(
     check_sides("Clips", settings.height, settings.width)
     team = team or Team(0, 1, settings.device)
     samples = window_samples(settings)
+    if settings.held_back:
+        open_library(settings.data).check_scenes()
     trainer = PublishedTrainer(settings)
     run = open_run(settings.out, settings.identity(), team)
     epoch = max(1, math.ceil(len(samples.library.clips or samples.library.stills) / (settings.batch * team.size)))
@@ -114,6 +117,8 @@ def window_samples(settings: Settings, *, held_back: bool = False) -> WindowSamp
 
 def held_back_windows(settings: Settings) -> list[Windows]:
     """Windows of clips that are not trained on, the same in every run, one a batch."""
+    if not settings.held_back:
+        return []
     numbers = Numbers(0, settings.held_back, 1, Team(0, 1, settings.device))
     loaded = load_windows(window_samples(settings, held_back=True), numbers, 0)
     return [Windows.of(parts, settings.device) for parts in loaded]

@@ -186,8 +186,8 @@ def train_residue(
         CheckpointError: weights to begin with cannot be used, or the trained ones cannot be written at the end.
     """
     check_numbers(settings)
+    open_library(settings.data).check_scenes()
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed})
-    open_library(settings.data)  # refuses a wrong folder before anything is made
     trainer = Trainer(settings)
     bank, held = Bank(trainer.network), Bank(trainer.network, keep_pictures=True)
     target = run.path / "residue_lite.safetensors"

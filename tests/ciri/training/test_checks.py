@@ -1,10 +1,17 @@
 """Impossible numbers are refused in one line by every training, before anything is read or made."""
 
+import cv2
+import numpy as np
 import pytest
 
 from ciri import cli
 from ciri.errors import TrainingError
+from ciri.training import attention, backbone, propagator
+from ciri.training.attention import train_attention
+from ciri.training.backbone import train_backbone
 from ciri.training.checks import check_sides
+from ciri.training.data import open_library
+from ciri.training.propagator import train as train_propagator
 
 PUBLISHED = ("backbone", "--model", "sttn", "--init", "sttn.pth")
 RESIDUE = ("residue", "--init", "encoder.safetensors")
@@ -79,3 +86,21 @@ def test_sides_that_fit_pass():
     check_sides("Clips", 64, 96, 16)
     with pytest.raises(TrainingError, match="96x60.*divisible by 16"):
         check_sides("Clips", 60, 96, 16)
+
+
+def test_a_single_scene_cannot_be_split(tmp_path):
+    frames = tmp_path / "JPEGImages/480p/mine"
+    frames.mkdir(parents=True)
+    cv2.imwrite(str(frames / "00000.jpg"), np.zeros((64, 64, 3), np.uint8))
+    data, out = tmp_path, tmp_path / "run"
+    for train, settings in (
+        (train_propagator, propagator.Settings(data, tmp_path / "other")),
+        (train_backbone, backbone.Settings(data, out)),
+        (train_attention, attention.Settings(data, out)),
+    ):
+        with pytest.raises(TrainingError, match=r"a single scene \(mine\); one is held back to validate on"):
+            train(settings)
+    assert not out.exists()
+    (tmp_path / "JPEGImages/480p/other").mkdir()
+    cv2.imwrite(str(tmp_path / "JPEGImages/480p/other/00000.jpg"), np.zeros((64, 64, 3), np.uint8))
+    open_library(tmp_path).check_scenes()

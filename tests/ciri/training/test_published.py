@@ -317,3 +317,10 @@ def test_clips_that_are_shorter_than_a_window_are_played_forth_and_back(data):
     samples = WindowSamples(data, (48, 72), 15, 8, 4, seed=3)  # the clips have 6 frames
     windows = batch(samples, 0)
     assert windows.frames.shape == (1, 12, 3, 48, 72) and windows.true.sum() > 0
+
+
+def test_a_single_scene_is_trained_on_where_nothing_is_held_back(tiny, tmp_path):
+    data = pack.write_vos(tmp_path / "vos", clips=1, size=(60, 108))
+    with pytest.raises(TrainingError, match="a single scene"):
+        train_published(settings("tiny", tiny, data, tmp_path / "run", steps=1))
+    assert train_published(settings("tiny", tiny, data, tmp_path / "run", steps=1, held_back=0)).is_file()
