@@ -9,16 +9,12 @@ Dimensions: n examples of a batch, h w pixels.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +22,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ciri.checkpoints import load_strictly, write_safetensors
-from ciri.errors import TrainingError
 from ciri.inactivation.attention_network import (
     ARCHITECTURE,
     AttentionConfig,
@@ -39,6 +34,7 @@ from ciri.inactivation.evidence import Evidence
 from ciri.progress import OnStep, ignore
 from ciri.training.attention_data import Example, fill_folder, load, unpack
 from ciri.training.attention_report import validate
+from ciri.training.beside import makers
 from ciri.training.checks import check_numbers
 from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace
@@ -131,6 +127,11 @@ class Bank:
             if file not in self.files:
                 self.files.add(file)
                 self.examples += load(file)
+
+    def has(self, wanted: int, most: int) -> bool:
+        """Whether so many files are there (of ``most``), and an example among them; reads the new ones."""
+        self.refresh(most)
+        return len(self.files) >= min(wanted, most) and bool(self.examples)
 
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
         """A random batch of windows."""
@@ -262,12 +263,14 @@ def train_attention(
         facts |= {f"validation {name}": f"{value:.4f}" for name, value in values.items()}
         run.write_weights(done, lambda: export(trainer.averaged, target, facts))
         run.curves.draw()
+        for complaint in others.complaints():
+            say(f"No more examples are made: {complaint}")
         say(f"step {done}, {len(bank.examples)} examples: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
         return {f"held back {name}": value for name, value in values.items()}
 
-    with _makers(settings) as alive:
-        _wait(held, 1, settings.held, alive)
-        _wait(bank, settings.first, settings.scenes, alive)
+    with makers(_make, settings, settings.workers) as others:
+        others.wait(lambda: held.has(1, settings.held))
+        others.wait(lambda: bank.has(settings.first, settings.scenes))
         fit(
             run,
             trainer.parts(),
@@ -294,40 +297,8 @@ def export(network: AttentionNetwork, target: Path, facts: Mapping[str, str]) ->
     write_safetensors(target, state, {"architecture": ARCHITECTURE, "config": config, "licence": "Apache-2.0", **facts})
 
 
-def _wait(bank: Bank, wanted: int, most: int, alive: Callable[[], bool]) -> None:
-    """Wait until so many scenes are there, and an example among them."""
-    while True:
-        bank.refresh(most)
-        if len(bank.files) >= min(wanted, most) and bank.examples:
-            return
-        if not alive():
-            raise TrainingError(f"The processes that make examples ended with {len(bank.files)} scenes made.")
-        time.sleep(0.5)
-
-
-@contextmanager
-def _makers(settings: Settings) -> Iterator[Callable[[], bool]]:
-    """Have other processes make the examples; yields whether one is alive. Without workers: make them here and now."""
-    if settings.workers == 0:
-        _make(settings, 0, 1)
-        yield lambda: False
-        return
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_work, args=(settings, i, settings.workers), daemon=True)
-        for i in range(settings.workers)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        yield lambda: any(process.is_alive() for process in processes)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _make(settings: Settings, i: int, n: int, go_on: Callable[[], bool] = lambda: True) -> None:
+def _make(settings: Settings, i: int, n: int, go_on: Callable[[], bool]) -> None:
+    """Write every n-th scene, from the i-th on: the held-back ones, then those to train with."""
     for held_back, scenes in ((True, settings.held), (False, settings.scenes)):
         fill_folder(
             settings.samples,
@@ -340,11 +311,3 @@ def _make(settings: Settings, i: int, n: int, go_on: Callable[[], bool] = lambda
             size=settings.size,
             length=settings.length,
         )
-
-
-def _work(settings: Settings, i: int, n: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    parent = os.getppid()
-    # a parent that was killed cannot end its children
-    _make(settings, i, n, lambda: os.getppid() == parent)

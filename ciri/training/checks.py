@@ -55,9 +55,9 @@ def check_numbers(settings: Any) -> None:
         if value is not None and not value > 0:
             raise TrainingError(f"{_option(name)} {value:g}: expected more than 0.")
     for name in NOT_NEGATIVE:
-        value = getattr(settings, name, 0.0)
-        if not 0 <= value < math.inf:
-            raise TrainingError(f"{_option(name)} {value:g}: expected 0 or more.")
+        weight: float = getattr(settings, name, 0.0)
+        if not 0 <= weight < math.inf:
+            raise TrainingError(f"{_option(name)} {weight:g}: expected 0 or more.")
     if math.isinf(settings.rate):
         raise TrainingError(f"{_option('rate')} {settings.rate:g}: expected a learning rate such as 0.001.")
 

@@ -165,7 +165,9 @@ class Library:
         """
         scenes = sorted({clip.scene for clip in self.clips})
         held = set(scenes[:: max(every, 2)]) if len(scenes) > 1 else set()
-        kept = Library([c for c in self.clips if c.scene not in held], *_take(self, every, hold=False), list(self.skipped))
+        kept = Library(
+            [c for c in self.clips if c.scene not in held], *_take(self, every, hold=False), list(self.skipped)
+        )
         back = Library([c for c in self.clips if c.scene in held], *_take(self, every, hold=True))
         return kept, back
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ciri.errors import TrainingError
+from ciri.training.beside import reason
 from ciri.training.composites import CompositeMaker
 from ciri.training.data import open_library
 from ciri.training.distributed import Team
@@ -143,16 +144,22 @@ class Numbers(Sampler[list[int]]):
 
 
 def load_windows(samples: WindowSamples, numbers: Numbers, workers: int) -> Iterator[dict[str, Tensor]]:
-    """Batches of bytes in the order of the numbers, whatever the number of worker processes (0 = none)."""
-    return iter(
-        DataLoader(
-            samples,
-            batch_sampler=numbers,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_one_thread if workers else None,
-        )
+    """Batches of bytes in the order of the numbers, whatever the number of worker processes (0 = none).
+
+    Raises:
+        TrainingError: no window can be made of the data.
+    """
+    loader = DataLoader(
+        samples,
+        batch_sampler=numbers,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_one_thread if workers else None,
     )
+    try:
+        yield from loader
+    except TrainingError as error:
+        raise TrainingError(reason(error)) from error
 
 
 def _one_thread(worker: int) -> None:

@@ -6,26 +6,21 @@ small enough for one processor core. A second process makes samples while the fi
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ciri.checkpoints import write_safetensors
-from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.propagation.lite_encoder import Lite0Encoder
 from ciri.residue.lite import ARCHITECTURE, ResidueNetwork, load_lite
+from ciri.training.beside import makers
 from ciri.training.checks import check_numbers
 from ciri.training.data import open_library
 from ciri.training.propagator import learning_pace
@@ -206,12 +201,15 @@ def train_residue(
         facts = _facts(settings, done, len(bank), values)
         run.write_weights(done, lambda: export(trainer.averaged, target, found.threshold, facts))
         run.curves.draw()
+        for complaint in others.complaints():
+            say(f"No more samples are made: {complaint}")
         say(f"step {done}, {len(bank)} samples, {len(held)} held back: {_in_words(values)}")
         return {f"held back {name}": value for name, value in values.items()}
 
-    with _sample_maker(settings) as alive:
-        _wait_for_samples(held, settings, 1, alive, held_back=True)
-        _wait_for_samples(bank, settings, settings.first, alive, held_back=False)
+    with makers(_make, settings, min(1, settings.workers)) as others:
+        others.wait(lambda: _take_new(held, settings, held_back=True) >= 1)
+        first = min(settings.first, settings.files)
+        others.wait(lambda: _take_new(bank, settings, held_back=False) >= first)
         fit(
             run,
             trainer.parts(),
@@ -264,50 +262,15 @@ def _draw(bank: Bank, count: int, random: torch.Generator) -> Batch:
     return bank.batch(numbers)
 
 
-def _take_new(bank: Bank, settings: Settings, *, held_back: bool) -> None:
+def _take_new(bank: Bank, settings: Settings, *, held_back: bool) -> int:
+    """Encode the files that are new; return how many there are."""
     for file in pool_files(settings.pool, seed=settings.seed, held_back=held_back):
         if file not in bank.files:
             bank.add(file)
+    return len(bank.files)
 
 
-def _wait_for_samples(
-    bank: Bank, settings: Settings, files: int, alive: Callable[[], bool], *, held_back: bool
-) -> None:
-    most = settings.held if held_back else settings.files
-    while True:
-        _take_new(bank, settings, held_back=held_back)
-        if len(bank.files) >= min(files, most):
-            return
-        if not alive():
-            raise TrainingError(f"The process that makes samples ended with {len(bank.files)} files made.")
-        time.sleep(0.5)
-
-
-@contextmanager
-def _sample_maker(settings: Settings) -> Iterator[Callable[[], bool]]:
-    """Have a second process fill the pool; yields whether it is alive. Without workers: fill it here and now."""
-    if settings.workers == 0:
-        _fill_pool(settings)
-        yield lambda: True
-        return
-    process = multiprocessing.get_context("spawn").Process(target=_make_samples, args=(settings,), daemon=True)
-    process.start()
-    try:
-        yield process.is_alive
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _fill_pool(settings: Settings, go_on: Callable[[], bool] = lambda: True) -> None:
-    """Make the held-back samples, then those to train with."""
+def _make(settings: Settings, i: int, n: int, go_on: Callable[[], bool]) -> None:
+    """Make the held-back samples, then those to train with; one process makes all."""
     for held_back, files in ((True, settings.held), (False, settings.files)):
         fill_folder(settings.pool, settings.material, seed=settings.seed, held_back=held_back, files=files, go_on=go_on)
-
-
-def _make_samples(settings: Settings) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    parent = os.getppid()
-    # a parent that was killed cannot end its child
-    _fill_pool(settings, lambda: os.getppid() == parent)

@@ -17,13 +17,14 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ciri.errors import TrainingError
 from ciri.progress import OnStep, ignore
 from ciri.replacing import replacing
+from ciri.training.beside import reason
 from ciri.training.composites import CompositeMaker
 from ciri.training.data import Library, open_library
 from ciri.training.predictions import WrongMasks
@@ -177,7 +178,7 @@ class SamplePool:
         with self._arrived:
             self._arrived.wait_for(lambda: self.made >= count or self._error is not None)
         if self._error is not None:
-            raise TrainingError(f"The sample workers failed: {self._error}") from self._error
+            raise TrainingError(f"The sample workers failed: {reason(self._error)}") from self._error
 
     def draw(self, batch: int, length: int, crop: Size, random: torch.Generator, wrong: float) -> Batch:
         """Return parts of ``length`` frames of random samples, about a share ``wrong`` of them with wrong copies."""
@@ -209,6 +210,9 @@ class SampleFiles:
         count: samples.
         workers: processes that make what is missing; 0 makes it in this one.
         on_step: progress callback; may raise to stop, and the next call goes on.
+
+    Raises:
+        TrainingError: samples cannot be made, or cannot be written (a full disk); those that were are kept.
     """
 
     def __init__(
@@ -224,8 +228,11 @@ class SampleFiles:
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
         )
-        for done, _ in enumerate(loader):
-            on_step(count - len(missing) + done + 1, count)
+        try:
+            for done, _ in enumerate(loader):
+                on_step(count - len(missing) + done + 1, count)
+        except (TrainingError, OSError, SafetensorError) as error:
+            raise TrainingError(f"Not all samples could be made and kept: {reason(error)}") from error
         self._groups: list[list[Path]] = [[], []]
         for number in range(count):
             with safe_open(self.file(number), "pt") as file:

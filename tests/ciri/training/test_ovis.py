@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ciri.errors import TrainingError
 from ciri.training.data import open_library
-from ciri.training.propagator_data import load_bank
 from ciri.training.ovis import decode_counts, decode_mask
+from ciri.training.propagator_data import load_bank
 
 
 def runs_of(mask):
@@ -136,7 +136,9 @@ def test_only_unusable_clips_say_so(tmp_path):
         open_library(tmp_path)
 
 
-@pytest.mark.parametrize("spoil", [dict.clear, lambda video: video.update(height="tall"), lambda video: video.pop("id")])
+@pytest.mark.parametrize(
+    "spoil", [dict.clear, lambda video: video.update(height="tall"), lambda video: video.pop("id")]
+)
 def test_a_malformed_clip_does_not_take_the_others_along(tmp_path, spoil):
     file = write_ovis(tmp_path, clips=3) / "annotations_train.json"
     content = json.loads(file.read_text())
