@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from ciri.replacing import replacing
 
 PANEL_H, PANEL_W, COLUMNS = 220, 420, 3
 
@@ -44,12 +47,12 @@ class Curves:
         return series
 
     def cut(self, step: int) -> None:
-        """Forget rows after a step: training resumes there."""
+        """Forget rows after a step: training resumes there. On a full disk they stay."""
         kept = {name: [p for p in points if p[0] <= step] for name, points in self.read().items()}
         rows = sorted((at, name, value) for name, points in kept.items() for at, value in points)
         if not self.file.exists():
             return
-        with self.file.open("w", newline="") as stream:
+        with suppress(OSError), replacing(self.file) as part, part.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(("step", "series", "value"))
             writer.writerows((at, name, f"{value:.6g}") for at, name, value in rows)

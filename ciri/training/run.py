@@ -64,9 +64,9 @@ class RunFolder:
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
             lock(self.path)
+            self._claim(json.loads(json.dumps(dict(settings))))
         except OSError as error:
             raise TrainingError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
-        self._claim(json.loads(json.dumps(dict(settings))))
 
     @property
     def checkpoints(self) -> Path:
@@ -80,7 +80,8 @@ class RunFolder:
         """Write the settings, or compare them with those that are there."""
         file = self.path / "run.json"
         if not file.exists():
-            file.write_text(json.dumps(settings, indent=2) + "\n")
+            with replacing(file) as part:
+                part.write_text(json.dumps(settings, indent=2) + "\n")
             return
         try:
             there = json.loads(file.read_text())
@@ -95,8 +96,8 @@ class RunFolder:
             )
 
     def saved_steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
-        return sorted(int(f.stem.split("_")[1]) for f in self.checkpoints.glob("step_*.pt"))
+        """Steps that have a checkpoint, ascending; copies that somebody made under other names do not count."""
+        return sorted(int(file.stem[5:]) for file in self.checkpoints.glob(f"step_{8 * '[0-9]'}.pt"))
 
     def save(self, step: int, seconds: float, parts: Mapping[str, Stateful]) -> bool:
         """Write a checkpoint atomically and prune old ones.

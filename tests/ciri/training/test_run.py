@@ -1,3 +1,4 @@
+import csv
 import math
 import os
 import pathlib
@@ -129,6 +130,38 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert [f.name for f in run.checkpoints.iterdir()] == ["step_00000003.pt"]
     assert run.restore({"model": model})[0] == 3
+
+
+def test_copies_beside_the_checkpoints_are_left_alone(tmp_path):
+    run = RunFolder(tmp_path, SETTINGS, keep=1)
+    for name in ("step_00000009 copy.pt", "step_best.pt"):
+        (run.checkpoints / name).touch()
+    assert run.save(3, 0.0, {}) and run.save(4, 0.0, {})
+    assert run.saved_steps() == [4] and len(list(run.checkpoints.iterdir())) == 3
+
+
+def test_a_full_disk_leaves_no_half_folder_and_no_half_curves(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def half(file, text):
+        with open(file, "w") as stream:
+            stream.write(text[: len(text) // 2])
+        full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_text", half)
+        with pytest.raises(TrainingError, match="cannot be made .No space left on device"):
+            RunFolder(tmp_path, SETTINGS)
+    curves = RunFolder(tmp_path, SETTINGS).curves
+    for step in (1, 2):
+        curves.add(step, {"l1": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "writer", full)
+        curves.cut(1)
+    assert curves.read() == {"l1": [(1, 0.5), (2, 0.5)]}
+    curves.cut(1)
+    assert curves.read() == {"l1": [(1, 0.5)]}
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
