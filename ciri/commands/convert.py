@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
     signature = signature_of(model)
     if signature is None:
         raise CheckpointError(
-            f"{args.file} holds weights of no model that is known here (first key: {next(iter(state))}); "
-            "only known models are converted."
+            f"{args.file} holds weights of {model or 'no model that is known here'} (first key: {next(iter(state))}); "
+            "only published models are converted."
         )
     write_safetensors(args.output, state, {**provenance(args.file, signature), **stated})
     licence = signature.licence or "not stated; ask the authors"

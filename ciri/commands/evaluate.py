@@ -95,7 +95,8 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    # a method that is run twice would count twice
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _pair(text: str) -> tuple[str, Path]:
@@ -173,6 +174,9 @@ def _check_options(args: argparse.Namespace) -> None:
     Raises:
         EvaluationError: there are such.
     """
+    from ciri.evaluation.methods import AUTO
+    from ciri.evaluation.tables import MODES
+
     if args.frames is not None and args.frames < 1:
         raise EvaluationError(f"--frames {args.frames}: expected at least one frame.")
     if args.feather < 0:
@@ -183,6 +187,13 @@ def _check_options(args: argparse.Namespace) -> None:
         raise EvaluationError(f"--degrade-cases {args.degrade_cases}: expected at least one case.")
     if args.ablate and args.modes:
         raise EvaluationError("Both --ablate and --modes: --ablate runs all modes; leave one of them out.")
+    for mode in args.modes or ():
+        if mode not in (AUTO, *MODES):
+            raise EvaluationError(f"There is no mode {mode!r}; choose from {', '.join((AUTO, *MODES))}.")
+    given = [name for name, _ in args.weights]
+    for name in given:
+        if given.count(name) > 1:
+            raise EvaluationError(f"--weights {name} is given {given.count(name)} times; give one file of it.")
     if args.models is not None and not args.models.is_dir():
         raise EvaluationError(f"--models {args.models} is no folder; expected one that holds weight files.")
 

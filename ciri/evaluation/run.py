@@ -7,7 +7,7 @@ Masks, results and their scores are kept under the output folder::
     features/METHOD/CASE.safetensors   I3D features, for VFID
 
 A JSON file is written last, and holds a key made of all that its result depends on (files of the case, weights,
-settings, version): a result without it, or with another key, is made again.
+settings, version): a result without it, with another key, or without its pictures, is made again.
 """
 
 from __future__ import annotations
@@ -89,6 +89,11 @@ def write_alone(folder: Path, frames: Tensor) -> None:
     write_clip(folder, frames)
 
 
+def pictures(folder: Path) -> int:
+    """How many pictures :func:`write_alone` left in a folder, if it is there."""
+    return len(list(folder.glob("*.png")))
+
+
 @dataclass
 class Runner:
     """Runs methods on cases and keeps the results under ``out``.
@@ -156,7 +161,7 @@ class CaseRun:
         folder = self.runner.out / "results" / method.folder / self.case.name
         key = self._key(method)
         stored = {} if self.runner.fresh else read_json(folder / "scores.json")
-        if stored.get("key") != key:
+        if stored.get("key") != key or not self._kept(method, stored["frames"]):
             stored = self._make(method, folder, on_step) | {"key": key}
             write_json(folder / "scores.json", stored)
         scores = {name: [float("nan") if v is None else v for v in row] for name, row in stored["scores"].items()}
@@ -172,6 +177,13 @@ class CaseRun:
         if self.runner.networks.i3d is not None and self.case.clean is not None:
             record.features = stored_features(self, method, key)
         return record
+
+    def _kept(self, method: Method, frames: int) -> bool:
+        """Whether the pictures of an old result and of its masks are still there: the report shows them."""
+        if method.backbone in self.runner.elsewhere:
+            return True
+        masks = [] if method.masks == TRUE_MASKS else [self.mask_folder(method.masks)]
+        return all(pictures(folder) == frames for folder in (self.result_folder(method), *masks))
 
     def _key(self, method: Method) -> str:
         runner = self.runner
@@ -270,7 +282,7 @@ class CaseRun:
         folder = self.mask_folder(source)
         key = key_of(self.stamp, source, self._mask_stamp(source))
         stored = {} if self.runner.fresh and source not in self._masks else read_json(folder / "run.json")
-        if stored.get("key") != key:
+        if stored.get("key") != key or pictures(folder) != len(self.material.frames):
             make = self._attend if source.endswith(ATTENDED) else self._propagate
             stored = {"key": key, **make(source, folder, on_step)}
             write_json(folder / "run.json", stored)

@@ -51,6 +51,8 @@ def test_without_clean_clips(tmp_path, capsys):
         (["--degrade-cases", "1"], "--degrade-cases without --degrade"),
         (["--degrade", "--degrade-cases", "0"], "at least one case"),
         (["--ablate", "--modes", "hard"], "Both --ablate and --modes"),
+        (["--modes", "auto,gaet"], "no mode 'gaet'; choose from auto, hard, blend, gate"),
+        (["--weights", "flow=a.pth", "--weights", "flow=b.pth"], "--weights flow is given 2 times"),
         (["--models", "nowhere"], "--models nowhere is no folder"),
         (["--propagators", "nobody"], "no propagator called 'nobody'"),
         (["--backbones", "sttn"], "needs a weight file"),
@@ -87,6 +89,12 @@ def test_pairs_are_checked(cases, tmp_path, capsys):  # noqa: F811
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(cases), "--out", str(tmp_path), "--weights", "nothing"])
     assert "expected NAME=PATH" in capsys.readouterr().err
+
+
+def test_what_is_named_twice_is_run_once():
+    typed = ["evaluate", "CASES", "--out", "o", "--propagators", "flow,lite, flow", "--backbones", "flow,flow"]
+    args = cli.make_parser().parse_args(typed)
+    assert args.propagators == ["flow", "lite"] and args.backbones == ["flow"]
 
 
 def test_cases_are_spread():

@@ -8,6 +8,7 @@ import torch
 
 from ciri import cli
 from ciri.checkpoints import read_state_dict, write_safetensors
+from ciri.inactivation.attention_network import SHIPPED
 from ciri.signatures import identify, signature_of
 
 MODELS = ["stcn", "e2fgvi", "e2fgvi_hq", "fuseformer", "dstt", "sttn", "siammask", "i3d", "vgg19"]
@@ -88,6 +89,11 @@ def test_convert_refuses_in_one_line(tmp_path, capsys, make, words):
     assert cli.main(["convert", str(tmp_path / "w.pth"), str(tmp_path / "out.safetensors")]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and not (tmp_path / "out.safetensors").exists()
+
+
+def test_convert_calls_our_own_weights_by_their_name(tmp_path, capsys):
+    assert cli.main(["convert", str(SHIPPED), str(tmp_path / "out.safetensors")]) == 2
+    assert "holds weights of attention_lite (first key: " in capsys.readouterr().err
 
 
 def test_convert_says_where_it_cannot_write(published, tmp_path, capsys):

@@ -13,6 +13,7 @@ from ciri.errors import CiriError
 from ciri.evaluation.cases import find_cases, load
 from ciri.evaluation.degrade import KINDS
 from ciri.evaluation.methods import SHIPPED, TRUE_MASKS, Method, Models, choose
+from ciri.evaluation.pictures import picture_case
 from ciri.evaluation.run import Runner, Settings
 from ciri.evaluation.tolerance import tolerance_curves
 from ciri.inactivation.learned import inactivation_map, shipped
@@ -141,7 +142,7 @@ def test_an_interrupted_run_goes_on_where_it_was(cases, runner):
     assert [r.scores["psnr"] for r in again] == [r.scores["psnr"] for r in records]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "input", "settings", "fresh", "weights", "shipped weights"])
+@pytest.mark.parametrize("damage", ["truncate", "input", "settings", "fresh", "weights", "shipped weights", "picture"])
 def test_old_results_that_no_longer_count_are_made_again(cases, runner, damage, tmp_path, monkeypatch):
     monkeypatch.setattr("ciri.evaluation.methods.SHIPPED", tmp_path)
     found = find_cases(cases)[:1]
@@ -153,6 +154,8 @@ def test_old_results_that_no_longer_count_are_made_again(cases, runner, damage, 
     scores = runner.out / "results/true_masks-grey/alpha/scores.json"
     if damage == "truncate":
         scores.write_text(scores.read_text()[:50])
+    if damage == "picture":
+        (scores.parent / "00002.png").unlink()
     if damage == "input":
         shutil.copy(cases / "beta/clean/00001.png", cases / "alpha/clean/00001.png")
     if damage == "settings":
@@ -161,6 +164,18 @@ def test_old_results_that_no_longer_count_are_made_again(cases, runner, damage, 
     runner.run(found, [PERFECT])
     assert runner.models.grey.calls == 2
     assert json.loads(scores.read_text())["frames"] == COUNT
+
+
+def test_masks_that_were_deleted_are_made_again_for_the_report(cases, runner):
+    found = find_cases(cases)[:1]
+    first, _ = runner.run(found, [GREY])
+    shutil.rmtree(runner.out / "masks")
+    again, _ = runner.run(found, [GREY])
+    assert runner.models.still.calls == 2 and again[0].scores["J"][1] == first[0].scores["J"][1]
+    assert len(picture_case(runner, found[0], again).strips) == 4
+    (runner.out / "masks/still/alpha/00001.png").unlink()
+    runner.run(found, [GREY])
+    assert runner.models.still.calls == 3
 
 
 def test_no_frames_of_an_earlier_run_are_left(cases, runner):
