@@ -43,7 +43,9 @@ class Examiner:
         kinds: dict[str, Recipe] = {"pasted": replace(COMPOSITES, frames=length, annotated=0.0)}
         if any(len(index) > 2 for index, _ in held.tracks):
             kinds["annotated"] = replace(COMPOSITES, frames=length, annotated=1.0)
-        self.batches = {name: list(self._batches(held, recipe, seed, count)) for name, recipe in kinds.items()}
+        batches = {name: list(self._batches(held, recipe, seed, count)) for name, recipe in kinds.items()}
+        # of annotated objects that nearly fill their frames there is no clip
+        self.batches = {name: some for name, some in batches.items() if some}
 
     @staticmethod
     def _batches(held: Bank, recipe: Recipe, seed: int, count: int) -> Iterator[tuple[Sample, Tensor]]:

@@ -26,7 +26,7 @@ from ciri.training.propagator import Settings, learning_pace, train
 from ciri.training.propagator_clips import read_batch, segmentation_loss, unroll
 from ciri.training.propagator_data import load_bank
 from ciri.training.propagator_pool import COMPOSITES, LENGTH, HintedPool, hinted_clip, spoil, stack
-from ciri.training.propagator_report import jaccard
+from ciri.training.propagator_report import Examiner, jaccard
 from ciri.training.synth_vos import Recipe, Sample, synthesise
 from tests.pretended_gpu import pretended_gpu
 
@@ -372,6 +372,15 @@ def test_the_pool_makes_clips_as_they_are_used_up(bank):
     again.fill(2)
     assert torch.equal(again.clips[0].frames, pool.clips[0].frames) or pool.made > 3
     again.close()
+
+
+def test_a_kind_without_a_clip_is_not_examined(bank, tmp_path):
+    full = replace(bank, masks=torch.full_like(bank.masks, 255))
+    assert any(len(index) > 2 for index, _ in full.tracks)
+    examiner = Examiner(full, tmp_path, seed=1, count=1, length=3)
+    values = examiner.look(LiteNetwork(folded=False), 7)
+    assert set(values) == {"J pasted", "J pasted, hints", "J pasted, without hints"}
+    assert [file.name for file in tmp_path.iterdir()] == ["pasted_000007.jpg"]
 
 
 def test_the_loss_is_least_at_the_truth_and_ignores_unusable_clips():
