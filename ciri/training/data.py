@@ -117,13 +117,13 @@ class CutOut:
         """Return uint8 (T, h, w, 4), RGBA.
 
         Raises:
-            TrainingError: an image is unreadable or has no alpha channel.
+            TrainingError: an image is unreadable, has no alpha channel or more than 8 bits.
         """
         images: list[np.ndarray] = []
         for file in self.files:
             image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-            if image is None or image.ndim != 3 or image.shape[2] != 4:
-                raise TrainingError(f"{file} is not a readable RGBA image.")
+            if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
+                raise TrainingError(f"{file} is not a readable RGBA image of 8 bits.")
             images.append(image)
         if len({image.shape for image in images}) > 1:
             raise TrainingError(f"The images of object {self.name} differ in size; crop them with one window.")
@@ -327,8 +327,14 @@ def _read_folder(folder: Path, limit: int | None) -> list[np.ndarray]:
 
 
 def _colours_to_labels(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Number the colours of a clip's indexed masks; black is 0."""
+    """Number the colours of a clip's indexed masks; black is 0.
+
+    Raises:
+        TrainingError: more colours than an indexed image can have: photographs, or edges that fade.
+    """
     codes = [image.astype(np.int64) @ np.array([1, 256, 65536]) for image in images]
     colours = sorted({int(value) for code in codes for value in np.unique(code)} - {0})
+    if len(colours) > 255:
+        raise TrainingError(f"Annotations have {len(colours)} colours; expected one for each object, as in indexed PNG.")
     order = np.array([0, *colours])
     return [np.searchsorted(order, code).astype(np.uint8) for code in codes]

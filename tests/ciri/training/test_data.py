@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ciri.errors import TrainingError
-from ciri.training.data import open_library, read_still, resize_to_cover
+from ciri.training.data import CutOut, open_library, read_still, resize_to_cover
 
 
 def write_pack(root, scenes=4):
@@ -151,4 +151,16 @@ def test_annotations_that_differ_in_size_are_refused(tmp_path):
     clip = open_library(write_vos(tmp_path)).clips[0]
     cv2.imwrite(str(tmp_path / "train/Annotations/clip0/00005.png"), np.zeros((8, 8), np.uint8))
     with pytest.raises(TrainingError, match="annotations of clip clip0 differ in size"):
+        clip.label_masks()
+
+
+def test_what_bytes_cannot_hold_is_refused(tmp_path):
+    deep = np.full((8, 8, 4), 65535, np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    with pytest.raises(TrainingError, match="deep.png is not a readable RGBA image of 8 bits"):
+        CutOut("deep", (tmp_path / "deep.png",)).images()
+    clip = open_library(write_vos(tmp_path)).clips[0]
+    ramp = np.stack([*np.divmod(np.arange(20 * 30).reshape(20, 30), 256), np.zeros((20, 30))], -1)
+    cv2.imwrite(str(tmp_path / "train/Annotations/clip0/00005.png"), ramp.astype(np.uint8))
+    with pytest.raises(TrainingError, match="Annotations have [56].. colours; expected one for each object"):
         clip.label_masks()

@@ -128,7 +128,7 @@ def test_locating_passes_over_what_cannot_be_read_and_asks_first_whether_it_can_
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
     library = Library(stills=[tmp_path / "a.png"], cutouts=[CutOut("a", (tmp_path / "a.png",))])
     assert locate(library, tmp_path) == read_placements(tmp_path) == []
-    assert library.skipped == [f"{tmp_path / 'a.png'} is not a readable RGBA image."]
+    assert library.skipped == [f"{tmp_path / 'a.png'} is not a readable RGBA image of 8 bits."]
     monkeypatch.setattr(CutOut, "images", lambda self: pytest.fail("searched before"))
     with pytest.raises(OSError, match="nowhere"):
         locate(library, tmp_path / "nowhere")
