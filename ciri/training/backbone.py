@@ -73,10 +73,8 @@ def train_backbone(
     if held:
         say(f"{len(held)} held-back clips; copying alone: {_copied(trainer.validate(held))}")
     pool.wait(min(settings.pool, 3 * settings.batch) if settings.workers else 1)
-    state = {"progress": 0.0}
 
     def step(number: int, progress: float) -> Mapping[str, Tensor | float]:
-        state["progress"] = progress
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + number * team.size + team.rank)
         batch = pool.draw(settings.batch, settings.window, settings.crop, random, trainer.wrong_share(progress))
         batch = batch.to(settings.device)
@@ -88,7 +86,7 @@ def train_backbone(
         run.write_weights(done, lambda: export(trainer, run, done))
         run.curves.draw()
         shown = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-        say(f"step {done}, {100 * state['progress']:.0f} %, {pool.made} samples: {shown}")
+        say(f"step {done}, {pool.made} samples: {shown}")
         return values
 
     try:

@@ -335,6 +335,8 @@ def _colours_to_labels(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     codes = [image.astype(np.int64) @ np.array([1, 256, 65536]) for image in images]
     colours = sorted({int(value) for code in codes for value in np.unique(code)} - {0})
     if len(colours) > 255:
-        raise TrainingError(f"Annotations have {len(colours)} colours; expected one for each object, as in indexed PNG.")
+        raise TrainingError(
+            f"Annotations have {len(colours)} colours; expected one for each object, as in indexed PNG."
+        )
     order = np.array([0, *colours])
     return [np.searchsorted(order, code).astype(np.uint8) for code in codes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ciri.errors import CiriError
+from ciri.errors import CheckpointError, CiriError, TrainingError
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
 from ciri.training.composites import Composite
@@ -29,12 +29,17 @@ class WrongMasks:
         share: of predictions among the masks.
 
     Raises:
-        CiriError: there is no such propagator.
+        CiriError: there is no such propagator, or it needs a weight file.
     """
 
     def __init__(self, propagator: str = "", share: float = SHARE) -> None:
         self.name = propagator
-        self.propagator: Propagator | None = registry.build(propagator) if propagator else None
+        try:
+            self.propagator: Propagator | None = registry.build(propagator) if propagator else None
+        except CheckpointError as error:
+            raise TrainingError(
+                f"--predictions {propagator}: it needs a weight file of its own; take one that needs none: flow."
+            ) from error
         self.share = share
 
     def __call__(self, composite: Composite, rng: Rng) -> Mask:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.errors import CiriError, MaskError
+from ciri.errors import CiriError, MaskError, TrainingError
 from ciri.propagation.base import MaskTrack
 from ciri.training.composites import Composite
 from ciri.training.masks import wrong_masks
@@ -94,6 +94,12 @@ def test_a_perfect_prediction_and_a_refusal_give_made_up_masks():
         assert overlap(makes(made, np.random.default_rng(1)), made.mask) < AS_GOOD_AS_TRUE
     empty = Composite(made.frames, made.clean, np.zeros_like(made.mask))
     assert predict(Recorder(), empty) is None
+
+
+def test_a_propagator_that_needs_a_file_is_refused():
+    # the registry's advice, --propagator-weights, is an option that training has not
+    with pytest.raises(TrainingError, match="^--predictions stcn: it needs a weight file of its own; .* none: flow"):
+        WrongMasks("stcn")
 
 
 def test_an_unknown_propagator_is_refused():
