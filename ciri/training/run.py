@@ -281,10 +281,11 @@ def fit(
         log(together=False)
         save()
         raise
+    log(together=True)
+    # before the last look, which may take minutes, and may be interrupted
+    save()
     if look is not None and run.writes and looked != done:
         run.curves.add(done, look(done))
-    log(together=True)
-    save()
     if run.writes:
         run.curves.draw()
     return done

@@ -107,6 +107,16 @@ def test_minutes_only_end_a_call_where_the_steps_are_the_plan(tmp_path):
     assert not said
 
 
+def test_an_interruption_of_the_last_look_costs_no_step(tmp_path):
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    _, _, go = problem(RunFolder(tmp_path, SETTINGS))
+    with pytest.raises(KeyboardInterrupt):
+        go(steps=3, look=interrupt)
+    assert RunFolder(tmp_path, SETTINGS).saved_steps() == [3]
+
+
 def test_checkpoints_are_pruned(tmp_path):
     run = RunFolder(tmp_path, SETTINGS, keep=2)
     for step in (1, 2, 3):
