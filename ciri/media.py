@@ -99,7 +99,7 @@ def image_files(folder: Path) -> list[Path]:
     files = [file for file in folder.iterdir() if _is_image(file)]
     if not files:
         raise MediaError(f"{folder} holds no image; expected numbered {', '.join(IMAGE_SUFFIXES)} files.")
-    files = sorted(files, key=lambda file: (_natural(file), file.name))
+    files = sorted(files, key=lambda file: (natural_order(file), file.name))
     for file, other in itertools.pairwise(files):
         if file.stem == other.stem:
             raise MediaError(f"{folder} holds both {file.name} and {other.name}; expected one image for each frame.")
@@ -111,7 +111,7 @@ def _is_image(file: Path) -> bool:
     return not file.name.startswith("._") and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
-def _natural(file: Path) -> list[tuple[int, int | str]]:
+def natural_order(file: Path) -> list[tuple[int, int | str]]:
     """A key that puts frame 10 after frame 9."""
     parts = re.split(r"(\d+)", file.stem)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]

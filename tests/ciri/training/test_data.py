@@ -164,3 +164,13 @@ def test_what_bytes_cannot_hold_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "train/Annotations/clip0/00005.png"), ramp.astype(np.uint8))
     with pytest.raises(TrainingError, match="Annotations have [56].. colours; expected one for each object"):
         clip.label_masks()
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_what_macos_lays_beside_them_is_none(tmp_path):
+    folder = tmp_path / "JPEGImages/480p/mine"
+    folder.mkdir(parents=True)
+    for number in (10, 9, 100, 1):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((8, 8, 3), number, np.uint8))
+    (folder / "._9.png").write_bytes(b"resource fork")
+    (clip,) = open_library(tmp_path).clips
+    assert clip.frames()[:, 0, 0, 0].tolist() == [1, 9, 10, 100]
