@@ -22,18 +22,23 @@ class Dice:
         self.device = torch.device(device)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Even numbers in [low, high)."""
         return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
 
     def normal(self, *shape: int) -> Tensor:
+        """Normal numbers of variance 1."""
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     def sign(self, *shape: int) -> Tensor:
+        """-1 and 1, as often."""
         return torch.where(self.uniform(*shape) < 0.5, -1.0, 1.0)
 
     def chance(self, probability: float) -> bool:
+        """True with a probability in [0, 1]."""
         return float(torch.rand((), generator=self.host)) < probability
 
     def below(self, n: int) -> int:
+        """One of 0 .. n - 1; n at least 1."""
         return int(torch.randint(n, (), generator=self.host))
 
 

@@ -14,8 +14,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ciri.training.distributed import team_mean, team_size
 
-#: Weights of the reconstruction and the adversarial loss (paper Eq. 6).
-RECONSTRUCTION, ADVERSARIAL = 1.0, 0.01
+#: Weight of the adversarial loss (paper Eq. 6); the reconstruction's is 1.
+ADVERSARIAL = 0.01
 
 
 def reconstruction(output: Tensor, clean: Tensor, region: Tensor, elsewhere: float = 0.1) -> Tensor:

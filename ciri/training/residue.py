@@ -94,7 +94,7 @@ class Settings:
 
 
 def residue_loss_of_sample(logits: Tensor, label: Tensor, sure: Tensor) -> dict[str, Tensor]:
-    """Return the parts of the training loss, (specification: focal, Dice, and quiet where there is nothing).
+    """Return the parts of the training loss: focal entropy, Dice, and quiet where there is nothing to be found.
 
     Args:
         logits, label, sure: (n, 1, h, w); cells that are not sure do not count.
