@@ -5,6 +5,7 @@ Dimensions: n frames, h w pixels.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ciri.errors import CiriError
+from ciri.errors import CiriError, TrainingError
 from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.propagation import registry
 from ciri.propagation.base import Propagator
@@ -149,9 +150,16 @@ def save(file: Path, examples: list[Example]) -> None:
 
 
 def load(file: Path) -> list[Example]:
-    """Read what :func:`save` wrote."""
-    with np.load(file, allow_pickle=False) as arrays:
-        return [Example(arrays[f"evidence{i}"], arrays[f"answer{i}"]) for i in range(len(arrays.files) // 2)]
+    """Read what :func:`save` wrote.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return [Example(arrays[f"evidence{i}"], arrays[f"answer{i}"]) for i in range(len(arrays.files) // 2)]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"{file} is damaged; delete it, and it is made again.") from error
 
 
 def fill_folder(

@@ -12,6 +12,8 @@ LEAST = {
     "batch": 1,
     "window": 1,
     "length": 2,
+    "local": 1,
+    "references": 0,
     "pool": 1,
     "reuse": 0,
     "clip_frames": 1,

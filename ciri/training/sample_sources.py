@@ -212,7 +212,8 @@ class SampleFiles:
         on_step: progress callback; may raise to stop, and the next call goes on.
 
     Raises:
-        TrainingError: samples cannot be made, or cannot be written (a full disk); those that were are kept.
+        TrainingError: samples cannot be made, or cannot be written (a full disk), and those that were are kept; or a
+            kept file is damaged.
     """
 
     def __init__(
@@ -234,9 +235,12 @@ class SampleFiles:
         except (TrainingError, OSError, SafetensorError) as error:
             raise TrainingError(f"Not all samples could be made and kept: {reason(error)}") from error
         self._groups: list[list[Path]] = [[], []]
-        for number in range(count):
-            with safe_open(self.file(number), "pt") as file:
-                self._groups[int(file.metadata()["predicted"])].append(self.file(number))
+        for kept in map(self.file, range(count)):
+            try:
+                with safe_open(kept, "pt") as file:
+                    self._groups[int(file.metadata()["predicted"])].append(kept)
+            except (SafetensorError, KeyError, TypeError) as error:
+                raise TrainingError(f"{kept} is damaged; delete it, and it is made again.") from error
 
     def file(self, number: int) -> Path:
         """Where the sample of that number is kept."""

@@ -167,6 +167,15 @@ def test_a_folder_without_data_is_refused(tmp_path):
         train_attention(settings(tmp_path / "none", tmp_path / "run", tmp_path))
 
 
+@pytest.mark.parametrize("left", [0, 30, 1000])
+def test_a_torn_copy_of_kept_examples_is_named(samples, tmp_path, left):
+    whole = next(file for file in sorted(samples.iterdir()) if load(file))
+    torn = tmp_path / whole.name
+    torn.write_bytes(whole.read_bytes()[:left])
+    with pytest.raises(TrainingError, match=f"{whole.name} is damaged; delete it"):
+        load(torn)
+
+
 def test_weights_of_other_sizes_are_refused(data, samples, tmp_path):
     with pytest.raises(CheckpointError, match="does not hold the weights of attention_lite in these sizes.*of another"):
         training.Trainer(settings(data, tmp_path, samples, init=SHIPPED))

@@ -157,6 +157,14 @@ def test_a_run_on_kept_samples_goes_on(data, tmp_path):
     assert [step for step, _ in read_curves(tmp_path / "run")["l1"]] == [1, 2]
 
 
+def test_a_torn_copy_of_kept_samples_is_named(data, tmp_path):
+    stream = SampleStream(data, (32, 48), 4, seed=1)
+    file = SampleFiles(stream, tmp_path, 1).file(0)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match=f"{file.name} is damaged; delete it"):
+        SampleFiles(stream, tmp_path, 1)
+
+
 def test_an_unknown_variant_is_refused(data, tmp_path):
     with pytest.raises(TrainingError, match="no-curriculum"):
         train_backbone(settings(data, tmp_path / "run", variant="magic"))

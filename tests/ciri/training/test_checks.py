@@ -67,6 +67,8 @@ def test_every_training_refuses_impossible_numbers(tmp_path, capsys, network, op
         (("propagator",), "--clip-frames", 0, "--clip-frames 0: expected 1 or more"),
         (("propagator",), "--plan-minutes", 0, "--plan-minutes 0: expected more than 0"),
         (("propagator",), "--size", "0x0", "Frames of 0x0: both sides have to be at least 16"),
+        (PUBLISHED, "--local", 0, "--local 0: expected 1 or more"),
+        (PUBLISHED, "--references", -1, "--references -1: expected 0 or more"),
         (PUBLISHED, "--length", 1, "--length 1: expected 2 or more"),
         (PUBLISHED, "--epochs", 0, "--epochs 0: expected more than 0"),
         (PUBLISHED, "--adversarial", "nan", "--adversarial nan: expected 0 or more"),
