@@ -1,10 +1,12 @@
 import csv
+import itertools
 import math
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +40,13 @@ def problem(run, **options):
     return model, seen, lambda **more: fit(run, parts, step, **{"log_every": 1, **options, **more})
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by 5 ms whenever it is asked: a machine that stalls changes nothing."""
+    ticks = itertools.count()
+    monkeypatch.setattr("ciri.training.run.time", SimpleNamespace(monotonic=lambda: 0.005 * next(ticks)))
+
+
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     whole, _, go = problem(RunFolder(tmp_path / "whole", SETTINGS))
     go(steps=12)
@@ -60,7 +69,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert one == two and [s for s, _ in one] == list(range(1, 13))
 
 
-def test_minutes_end_a_call_and_progress_follows_the_clock(tmp_path):
+def test_minutes_end_a_call_and_progress_follows_the_clock(tmp_path, clock):
     _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
     shares = []
     done = go(steps=10**9, minutes=0.2 / 60, on_step=lambda step, total: shares.append(step / total))
@@ -69,7 +78,7 @@ def test_minutes_end_a_call_and_progress_follows_the_clock(tmp_path):
     assert seen[-1][1] > 0.5 and all(0 <= p <= 1 for _, p in seen)
 
 
-def test_a_plan_that_is_over_is_looked_at_and_not_trained_on(tmp_path):
+def test_a_plan_that_is_over_is_looked_at_and_not_trained_on(tmp_path, clock):
     looks = []
     plan = {
         "steps": 10**9,
@@ -86,7 +95,7 @@ def test_a_plan_that_is_over_is_looked_at_and_not_trained_on(tmp_path):
     assert seen and seen[0][0] == done
 
 
-def test_a_call_after_the_minutes_of_the_schedule_says_so_and_trains_on(tmp_path):
+def test_a_call_after_the_minutes_of_the_schedule_says_so_and_trains_on(tmp_path, clock):
     said = []
     for call in range(2):
         _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
@@ -97,7 +106,7 @@ def test_a_call_after_the_minutes_of_the_schedule_says_so_and_trains_on(tmp_path
     assert seen[0][1] == 1
 
 
-def test_minutes_only_end_a_call_where_the_steps_are_the_plan(tmp_path):
+def test_minutes_only_end_a_call_where_the_steps_are_the_plan(tmp_path, clock):
     said, before = [], -1
     for _ in range(2):
         _, seen, go = problem(RunFolder(tmp_path, SETTINGS))
