@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ def _made(make: Make, settings: Any, i: int, n: int, go_on: Callable[[], bool] =
 def _work(make: Make, settings: Any, i: int, n: int, complaints: Any) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    # Ctrl-C reaches the whole group; the training hears it, and ends its processes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
     try:
         # a parent that was killed cannot end its children

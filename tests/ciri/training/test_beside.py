@@ -1,6 +1,8 @@
 """Samples that other processes make: what ends them is said, in one line, and nothing is lost between two looks."""
 
+import os
 import queue
+import signal
 
 import cv2
 import numpy as np
@@ -28,6 +30,17 @@ def test_a_training_says_why_its_processes_gave_up(unreadable, tmp_path, capfd):
         train_attention(Settings(unreadable, tmp_path / "run", workers=1))
     assert str(raised.value).startswith("Too few samples to train on were made: No scene could be made; last trouble: ")
     assert "\n" not in str(raised.value) and "Traceback" not in capfd.readouterr().err
+
+
+def interrupt(settings, number, count, go_on):
+    os.kill(os.getpid(), signal.SIGINT)
+    raise TrainingError(f"{settings}: process {number} of {count} outlived Ctrl-C")
+
+
+def test_ctrl_c_is_the_training_s_and_no_traceback_of_its_processes(capfd):
+    with pytest.raises(TrainingError, match="told: process 0 of 1 outlived"), makers(interrupt, "told", 1) as others:
+        others.wait(lambda: False)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_workers_of_a_loader_say_it_in_one_line(unreadable, tmp_path):
