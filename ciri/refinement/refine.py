@@ -281,7 +281,10 @@ class _Job:
         before_steps, steps = self.clock.watched(part(on_step, 0, 0.3)), part(on_step, 0.3, 1)
         if self.settings.mode == "auto":
             return grown
-        if not weights:
+        if weights:
+            # tuning begins at the given masks, and would take back what those around vouch for
+            changed = [t for t in changed if t not in self.bridged]
+        else:
             least = SUSPICIOUS_PAIR * (1 - watch.threshold) * share_of_box(self.first_mask)
             seen = watch.look(painted[changed], changed, before_steps)
             self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
@@ -305,7 +308,8 @@ class _Job:
             return self.clock.left() > reserve
 
         if weights:
-            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step, before_steps)
+            given = self._refinable(), watch, scene, self.clip, self.settings, after_step, before_steps
+            tuned = tune(*given, doubtful=self.bridged)
             refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
             self.report.notes += tuned.notes
         else:
@@ -356,8 +360,11 @@ class _Job:
         if not self.report.accepted:
             return self._unchanged("Something is left, but no correction made the picture better.", before)
         self.report.outcome = f"The masks of {len(self.report.accepted)} frames were corrected."
+        bridged = [t for t in self.report.accepted if t in self.bridged]
         if self.propagator is not None:
-            self.report.notes += bridged_in([t for t in self.report.accepted if t in self.bridged], self.propagator)
+            self.report.notes += bridged_in(bridged, self.propagator)
+        if bridged == self.report.accepted:
+            self.tuned = None
         self.report.repainted = self._repainted(inpainted)
         self._measure()
         results = self._where_given(masks, inpainted)

@@ -146,8 +146,9 @@ def test_a_step_of_a_millionth_changes_the_weights_of_the_copy(monkeypatch):
 def test_tuning_corrects_masks_and_hands_back_the_tuned_copy(monkeypatch):
     # eight steps have to do what takes many at the usual rate
     monkeypatch.setattr(weight_space, "RATE", 3e-4)
-    scene = Scene()
-    masks = scene.cut()
+    # for too long to be bridged
+    scene = Scene(count=7)
+    masks = scene.cut(at=range(1, 7))
     given = build_lite(precision="fp32", guide=Answers(scene, masks))
     before = content(given)
     result = run(scene, masks, given, settings=settings(epochs=20))
@@ -168,6 +169,27 @@ def test_a_refusal_hands_back_the_given_propagator():
     for masks, detector in ((scene.true, Oracle(scene)), (scene.cut(), Constant())):
         result = run(scene, masks, given, detector)
         assert result.propagator is given and result.masks is masks and same(given, before)
+
+
+def test_what_was_bridged_stays_bridged_and_makes_no_tuned_copy_of_use(monkeypatch):
+    class Bridges(MemoryPropagator):
+        def propagate(self, *arguments, **options):
+            return answers.propagate(*arguments, **options)
+
+    scene = Scene(count=12)
+    masks = scene.cut(at=(4, 5, 8))
+    answer = scene.true.clone()
+    answer[8] = masks[8]
+    answers, given = Answers(scene, answer), Bridges(propagator().network, precision="fp32")
+    recorded = []
+    monkeypatch.setattr(weight_space, "record", lambda *a: recorded.append(a[2]) or record(*a))
+    # frame 8 is tuned for, by too little to matter
+    result = run(scene, masks, given, settings=settings(epochs=1))
+    assert result.report.steps > 0
+    assert result.report.accepted == [4, 5] and torch.equal(result.masks[4:6], scene.true[4:6])
+    assert result.propagator is given and torch.equal(result.masks[8], masks[8])
+    # what it holds on to is far from all of them
+    assert recorded == [[8, 1, 11]]
 
 
 class Stop(Exception):
