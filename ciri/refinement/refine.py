@@ -35,7 +35,7 @@ from ciri.refinement.objective import Scene, comparisons
 from ciri.refinement.paper import as_printed
 from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
-from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
+from ciri.refinement.report import FrameReport, RefinementReport, area_ratios, peak_memory
 from ciri.refinement.settings import TUNING, RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of
 from ciri.refinement.weight_space import tune
@@ -381,9 +381,9 @@ class _Job:
         return masks.to(self.given[0].device), inpainted.to(self.given[1].device)
 
     def _describe(self, before: Residue, after: Residue, masks: Tensor, reasons: dict[int, str]) -> None:
-        areas = (masks > 0.5).flatten(1).sum(1) / (self.masks > 0.5).flatten(1).sum(1).clamp(min=1)
+        areas = area_ratios(masks, self.masks)
         self.report.frames = [
-            FrameReport(t, float(before.scores[t]), float(after.scores[t]), float(areas[t]), not reason, reason)
+            FrameReport(t, float(before.scores[t]), float(after.scores[t]), areas[t], not reason, reason)
             for t, reason in sorted(reasons.items())
         ]
 
