@@ -177,9 +177,8 @@ class _Descent:
         return self.start[part] + 2 * (self._decode(at) - self.first[part])
 
     def _decode(self, at: list[int]) -> Tensor:
-        if not at:
-            return torch.zeros(0, 1, *self.scene.old.shape[2:])
-        return self.inputs.logits(self.twin.network, at)
+        groups = [self.inputs.logits(self.twin.network, at[i : i + GROUP]) for i in range(0, len(at), GROUP)]
+        return torch.cat(groups) if groups else torch.zeros(0, 1, *self.scene.old.shape[2:])
 
     @torch.no_grad()
     def _judge(self) -> float:

@@ -110,6 +110,24 @@ def test_kept_inputs_decode_to_what_the_propagator_says():
     assert torch.allclose(got[shown], expected[[1, 4]][shown], atol=2e-3)
 
 
+def test_an_interrupt_does_not_wait_for_the_guide():
+    class Guide(Answers):
+        seen = 0
+
+        def propagate(self, frames, key_masks, key_frames, *, on_step):
+            for self.seen in range(1, len(frames) + 1):
+                on_step(self.seen, len(frames))
+
+    def interrupt(done, total):
+        raise Stop
+
+    scene = Scene()
+    guide = Guide(scene, scene.true)
+    with pytest.raises(Stop):
+        record(build_lite(guide=guide), Annotated(scene.frames, scene.true[0], 0), [1, 4], interrupt)
+    assert guide.seen == 1
+
+
 def test_a_copy_shares_nothing_and_holds_float32():
     given = propagator(torch.bfloat16)
     before = content(given)
@@ -160,6 +178,16 @@ def test_tuning_corrects_masks_and_hands_back_the_tuned_copy(monkeypatch):
         missed = (scene.true[t] - masks[t]) > 0
         assert (result.masks[t] > 0.5)[missed].float().mean() > 0.3
     assert ((result.masks > 0.5) & (scene.true == 0)).sum() < 0.02 * scene.true.sum()
+
+
+def test_what_is_decoded_at_once_does_not_grow_with_the_frames(monkeypatch):
+    scene = Scene(count=12)
+    given, sizes = propagator(), []
+    monkeypatch.setattr(
+        LiteNetwork, "decode", lambda *a, decode=LiteNetwork.decode: sizes.append(len(a[1])) or decode(*a)
+    )
+    result = run(scene, scene.cut(at=range(2, 12), columns=6), given, settings=settings(epochs=1))
+    assert result.report.steps == 3 and max(sizes) <= weight_space.GROUP
 
 
 def test_a_refusal_hands_back_the_given_propagator():
