@@ -102,22 +102,24 @@ def remove_from_shot(
     on_step: OnStep = ignore,
 ) -> Tensor:
     """As :func:`remove`, of frames that are of one shot, with masks of their length and size on their device."""
-    boxes, any_hole = _reach(inactivation, grow, feather)
+    boxes, any_hole = _reach(inactivation, grow, feather, on_step)
     if not any_hole:
         return frames
     size = (frames.shape[2], frames.shape[3])
     track = choose_window(boxes, size, backbone.facts) if crop else whole_frame(frames)
     hole, alpha = (inactivation.new_empty(len(frames), 1, *track.size) for _ in range(2))
     for t in range(len(frames)):
+        on_step(0, 1)
         edges = soft_edges(inactivation[t : t + 1], grow, feather)
         hole[t], alpha[t] = (track.at(t).cut(edge)[0] for edge in edges)
     window = frames if track.size == size else track.cut(frames)
-    bright = exposure(frames)
+    bright = exposure(frames, on_step=on_step)
     filled = run_at_its_size(evened(window, bright), hole, backbone, on_step)
     if bright is not None:
         filled = filled.mul(bright.view(-1, 1, 1, 1)).clamp(0, 1)
     result = frames.clone()
     for t in range(len(frames)):  # frame by frame: a clip's worth of temporaries is what long clips fail on
+        on_step(1, 1)
         of_frame = track.at(t)
         of_frame.put(
             result[t : t + 1], paste_back(of_frame.cut(frames[t : t + 1]), filled[t : t + 1], alpha[t : t + 1])
@@ -125,10 +127,11 @@ def remove_from_shot(
     return result
 
 
-def _reach(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, bool]:
+def _reach(inactivation: Tensor, grow: int, feather: int, on_step: OnStep) -> tuple[Tensor, bool]:
     """Return the boxes int64 (T, 4) of what is shown of the fill, as target_boxes does, and whether there is a hole."""
     boxes, any_hole = [], False
     for mask in inactivation:
+        on_step(0, 1)
         grown, alpha = soft_edges(mask[None], grow, feather)
         boxes.append(target_boxes(alpha))
         any_hole = any_hole or bool((grown > 0).any())

@@ -10,6 +10,7 @@ from ciri.inactivation.attention_network import SHIPPED, AttentionNetwork, load_
 from ciri.inactivation.fusion import fuse
 from ciri.inactivation.learned import inactivation_map, learned_attention, shipped
 from tests.ciri.inactivation.moving import moving_disc
+from tests.unheard import Unheard
 
 
 def overlap(a, b):
@@ -103,6 +104,16 @@ def test_a_frame_without_a_mask_stays_without_one_and_steps_are_counted():
     )
     assert not found.target[5].any() and not found.shadow[5].any() and found.target[4].any()
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
+
+
+def test_an_interrupt_is_heard_between_any_two_frames(monkeypatch):
+    frames, masks, _ = moving_disc(10)
+    unheard = Unheard()
+    monkeypatch.setattr(learned, "_resized", unheard.counted(learned._resized))
+    monkeypatch.setattr(learned, "_moved", unheard.counted(learned._moved))
+    learned_attention(frames, masks[:1], masks, AttentionNetwork().eval(), dilation=6, on_step=unheard.on_step)
+    # a frame's shadow is compared with those of its neighbours
+    assert unheard.most == 2 * learned.STEADY + 1
 
 
 def test_large_frames_are_looked_at_smaller_and_keep_the_prediction_s_edges():
