@@ -19,9 +19,10 @@ class RefinementSettings:
         mode: "auto" grows masks over what was found, in the shape that the picture gives it; "mask" then moves them by
             gradient descent too (measured: three times the extra time, no gain); "weights" tunes a copy of the
             propagator's decoder on the suspicious frames; "paper" is Eq. 8-10 as printed, without any guard.
-        epochs: how often each suspicious frame is visited by gradient descent.
+        epochs: how often each suspicious frame is visited by gradient descent; in mode "paper" once at least.
         strength: 1 is the tested amount; it scales how far a mask may grow, and 0.5 halves that.
-        time_budget: seconds after which refinement ends with what it has; None: no limit.
+        time_budget: seconds after which refinement ends; what was not judged by then stays as it was, so gradient
+            descent leaves about the time that judging takes. None: no limit.
         seed: of the jitter by which pictures are judged.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`; give those that the clip was inpainted with.
 

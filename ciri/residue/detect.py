@@ -27,7 +27,8 @@ class Residue:
 
     Attributes:
         maps: float32 (T, 1, H, W) in [0, 1], the response in the frame's pixels; 0 outside the search windows.
-        scores: float32 (T,) >= 0, the residue in target areas: 0.1 is a tenth of the target's box, surely seen.
+        scores: float32 (T,) >= 0, the residue in target areas. A tenth of the target's box, seen for certain, scores
+            0.1 times (1 - the detector's threshold): only what is above that counts.
         boxes: where the target was taken to be in each frame; None: nowhere, so nothing was looked for.
     """
 
