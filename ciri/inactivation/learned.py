@@ -21,6 +21,7 @@ from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.inactivation.fusion import fuse
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.segments import segments
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore, part
 from ciri.shots import in_place, shots
 
@@ -65,6 +66,10 @@ class Attended:
         return torch.maximum(self.target, self.shadow) if shadow else self.target
 
 
+@shortage_told(
+    "Memory ran out while the complementary attention looked at the clip. Do a part of the clip at a time, use smaller "
+    "frames, or leave attention out."
+)
 def learned_attention(
     frames: Tensor,
     first_mask: Tensor,
@@ -85,6 +90,9 @@ def learned_attention(
         first_index: the frame that was annotated; its mask is what a person painted, and is kept.
         dilation: pixels around the prediction in which the maps may be positive.
         on_step: progress callback; may raise to stop.
+
+    Raises:
+        OutOfMemoryError: memory does not suffice.
     """
     count, _, height, width = frames.shape
     scale = min(1.0, SHORT_SIDE / min(height, width))

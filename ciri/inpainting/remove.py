@@ -15,6 +15,7 @@ from ciri.flow.propagate import HIDDEN_ABOVE
 from ciri.frames import as_pair, extent, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.numbering import ranges
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore, part
 from ciri.shots import in_place, shots
 
@@ -26,6 +27,10 @@ WORTHWHILE = 0.8
 SHOWN_WHOLE_FROM = 0.5
 
 
+@shortage_told(
+    "Memory ran out while a clip was filled: it is held whole, and so is what comes out. Do a part of the clip at a "
+    "time, or use smaller frames."
+)
 def remove(
     frames: Tensor,
     inactivation: Tensor,
@@ -53,6 +58,7 @@ def remove(
     Raises:
         MaskError: the map is of another length or size than the clip, or leaves nothing of a shot to a backbone that
             needs background.
+        OutOfMemoryError: memory does not suffice; a backbone may say more closely what for.
     """
     expected = (len(frames), 1, *frames.shape[2:])
     if inactivation.shape != expected:

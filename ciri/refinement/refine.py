@@ -10,7 +10,6 @@ Dimensions: T frames, n suspicious ones, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -160,12 +159,8 @@ class _Job:
             return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
         paper = self.settings.mode == "paper"
         before = self.nothing
-        shortage = (
-            f"Memory ran out in refinement mode '{self.settings.mode}', which tunes a network. Use mode 'auto', "
-            "smaller frames, or the device 'cpu'."
-        )
         try:
-            with shortage_told(shortage) if tuning else nullcontext():
+            with shortage_told(self.settings.shortage()):
                 watch, before = self._look(part(on_step, 0, 0.1 if paper else 0.15))
                 return (self._as_printed if paper else self._improve)(watch, before, on_step)
         except TimeUpError:

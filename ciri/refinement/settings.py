@@ -48,3 +48,10 @@ class RefinementSettings:
             raise CiriError(f"The refinement strength is {self.strength}; expected more than 0 and at most 4.")
         if self.time_budget is not None and not self.time_budget >= 0:
             raise CiriError(f"The time budget is {self.time_budget} seconds; expected 0 or more, or none.")
+
+    def shortage(self) -> str:
+        """What to tell a person where memory runs out."""
+        what = f"Memory ran out in refinement mode '{self.mode}', which "
+        if self.mode in TUNING:
+            return f"{what}tunes a network. Use mode 'auto', smaller frames, or the device 'cpu'."
+        return f"{what}holds the clip several times. Do a part of the clip at a time, or use smaller frames."

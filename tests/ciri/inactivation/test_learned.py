@@ -1,9 +1,11 @@
 """The learned attention: untrained it repeats the prediction; as shipped it finds what was missed, and the shadow."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
-from ciri.errors import CheckpointError
+from ciri.errors import CheckpointError, OutOfMemoryError
 from ciri.frames import grow_mask
 from ciri.inactivation import learned
 from ciri.inactivation.attention_network import SHIPPED, AttentionNetwork, load_attention
@@ -151,6 +153,13 @@ def test_the_map_is_equation_3_with_known_frames_kept():
     for shadow in (False, True):
         got = inactivation_map(frames, masks[:1], 0.8 * masks, network, known=[3], shadow=shadow)
         assert torch.allclose(got, fuse(0.8 * masks, found.map(shadow=shadow), beta), atol=1e-6)
+
+
+def test_a_shortage_of_memory_names_what_to_do(monkeypatch):
+    frames, masks, _ = moving_disc(2)
+    monkeypatch.setattr(learned, "Witness", Mock(side_effect=RuntimeError("can't allocate memory")))
+    with pytest.raises(OutOfMemoryError, match="leave attention out"):
+        inactivation_map(frames, masks[:1], masks, shipped())
 
 
 def test_other_weights_are_refused():
