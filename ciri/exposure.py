@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ciri.progress import OnStep, ignore
 from ciri.shots import found_again, thumbnails
 
 #: A pair of frames is looked at where the logarithms of the brightness of its cells change by this much in the median.
@@ -24,15 +25,16 @@ DARKEST = 1 / 255
 LEAST, MOST = 0.1, 4.0
 
 
-def exposure(frames: Tensor) -> Tensor | None:
+def exposure(frames: Tensor, *, on_step: OnStep = ignore) -> Tensor | None:
     """Return how bright each frame is, (T,), 1 being the shot's usual; None where it is the same or unsure.
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1], of one shot.
+        on_step: progress callback, told of nothing done; may raise to stop.
     """
     if len(frames) < 2:
         return None
-    cells = _logarithms(thumbnails(frames)).flatten(1)
+    cells = _logarithms(thumbnails(frames, on_step)).flatten(1)
     level = torch.zeros(len(frames))
     for t, change in enumerate(cells.diff(dim=0).median(1).values.tolist(), 1):
         step = _change(frames[t - 1], frames[t]) if abs(change) > CHANGE else 0.0

@@ -98,7 +98,7 @@ class RefinePropagator(io.ComfyNode):
                     min=0.0,
                     max=86400.0,
                     step=1.0,
-                    tooltip="Seconds after which the best so far is taken. 0: no limit.",
+                    tooltip="Seconds after which it stops; what was not judged by then stays as it was. 0: no limit.",
                 ),
                 io.Int.Input(
                     "painted_frame",

@@ -89,7 +89,9 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     margin, table, closely = WIDE_MARGIN, PixelTable(frames, visible), list[Box | None]()
     if passes > 1:
         # what the rough round found is let go before the next one begins: it is as large
-        greys, free = _without_target(search(greys, visible, table, margin, closely, part(on_step, 0.0, 0.5)))
+        greys, free = _without_target(
+            search(greys, visible, table, margin, closely, part(on_step, 0.0, 0.45)), part(on_step, 0.45, 0.5)
+        )
         margin, closely = NARROW_MARGIN, _surroundings(inactivation)
         if free:
             visible = torch.stack([v | torch.from_numpy(outer_rings(~v.numpy())) for v in visible])
@@ -123,20 +125,22 @@ def _surroundings(inactivation: Tensor) -> list[Box | None]:
     return result
 
 
-def _without_target(rough: Candidates) -> tuple[list[np.ndarray], bool]:
+def _without_target(rough: Candidates, on_step: OnStep) -> tuple[list[np.ndarray], bool]:
     """Return the clip in grey, with every frame roughly filled, and whether the margin is free of the target."""
     count = len(rough.frames)
     greys: list[np.ndarray] = [np.empty(0)] * count
     gauges = MarginGauge(), MarginGauge()
 
-    def fill(half: int, _: OnStep) -> None:
-        for t in (range(count // 2), range(count // 2, count))[half]:
+    def fill(half: int, on_step: OnStep) -> None:
+        frames = (range(count // 2), range(count // 2, count))[half]
+        for done, t in enumerate(frames, 1):
             filled, shown = _rough_fill(rough, t)
             greys[t] = grey(filled)
             hidden = ~rough.visible[t]
             gauges[half].look(*(x.numpy() for x in (rough.frames[t], filled, shown & hidden, hidden)))
+            on_step(done, len(frames))
 
-    both(partial(fill, 0), partial(fill, 1), ignore)
+    both(partial(fill, 0), partial(fill, 1), on_step)
     return greys, (gauges[0] + gauges[1]).is_free()
 
 

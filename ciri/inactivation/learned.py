@@ -21,6 +21,7 @@ from ciri.inactivation.evidence import Evidence, Witness, neighbourhood
 from ciri.inactivation.fusion import fuse
 from ciri.inpainting.flow import MEMORY, longest_segment
 from ciri.inpainting.segments import segments
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore, part
 from ciri.shots import in_place, shots
 
@@ -65,6 +66,10 @@ class Attended:
         return torch.maximum(self.target, self.shadow) if shadow else self.target
 
 
+@shortage_told(
+    "Memory ran out while the complementary attention looked at the clip. Do a part of the clip at a time, use smaller "
+    "frames, or leave attention out."
+)
 def learned_attention(
     frames: Tensor,
     first_mask: Tensor,
@@ -85,43 +90,46 @@ def learned_attention(
         first_index: the frame that was annotated; its mask is what a person painted, and is kept.
         dilation: pixels around the prediction in which the maps may be positive.
         on_step: progress callback; may raise to stop.
+
+    Raises:
+        OutOfMemoryError: memory does not suffice.
     """
     count, _, height, width = frames.shape
     scale = min(1.0, SHORT_SIDE / min(height, width))
     h, w = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
     scenes = shots(frames, on_step=on_step)
-    bright = _brightness(frames, scenes)
+    bright = _brightness(frames, scenes, on_step)
 
-    def small(at: list[int]) -> Tensor:
+    def small(at: list[int], tick: OnStep) -> Tensor:
         """Some frames, as bright as is usual in their shot, at the working size."""
-        return evened(torch.cat([_resized(frames[t : t + 1], h, w) for t in at]), bright[at])
+        return evened(_shrunk(frames, at, h, w, tick), bright[at])
 
-    painted, shown = _resized(first_mask, h, w)[0], small([first_index])[0]
+    painted, shown = _resized(first_mask, h, w)[0], small([first_index], on_step)[0]
     result = Attended(torch.zeros(predicted.shape), torch.zeros(predicted.shape))
     done = 0
     for shot in scenes:
         for seen, asked in segments(len(shot), longest_segment(MEMORY, h, w)):
             at = shot[seen.start : seen.stop]
-            masks = torch.cat([_resized(predicted[t : t + 1], h, w) for t in at])
             steps = part(on_step, done / count, (done + len(asked)) / count)
             now = range(asked.start - seen.start, asked.stop - seen.start)
-            segment = _Segment(small(at), masks, painted, shown)
+            segment = _Segment(small(at, steps), _shrunk(predicted, at, h, w, steps), painted, shown)
             answers = _look(network, segment, now, round(dilation * h / height), steps)
             for t, answer in zip(shot[asked.start : asked.stop], answers, strict=True):
                 if answer is not None:
                     _write(result, t, predicted[t].float().cpu(), answer)
             done += len(asked)
-        result.shadow[shot] = steadied(result.shadow[shot], predicted[shot].cpu())
+        tick = part(on_step, done / count, done / count)
+        result.shadow[shot] = steadied(result.shadow[shot], predicted[shot].cpu(), on_step=tick)
     part(on_step, 0, 1)(1, 1)
     result.target[first_index] = first_mask[0]
     return Attended(result.target.to(frames.device), result.shadow.to(frames.device))
 
 
-def _brightness(frames: Tensor, scenes: list[list[int]]) -> Tensor:
+def _brightness(frames: Tensor, scenes: list[list[int]], on_step: OnStep) -> Tensor:
     """The :func:`exposure` of every frame within its shot, float32 (T,) on the CPU; 1 where there is none to tell."""
     bright = torch.ones(len(frames))
     for shot in scenes:
-        found = exposure(frames[in_place(shot)])
+        found = exposure(frames[in_place(shot)], on_step=on_step)
         if found is not None:
             bright[shot] = found.cpu()
     return bright
@@ -274,7 +282,7 @@ def _not_faint(values: Tensor) -> Tensor:
     return torch.where(values < FAINT, 0, values)
 
 
-def steadied(shadow: Tensor, predicted: Tensor) -> Tensor:
+def steadied(shadow: Tensor, predicted: Tensor, *, on_step: OnStep = ignore) -> Tensor:
     """Let neighbouring frames agree on the shadow: it moves with the target, and does not come and go.
 
     A shadow that one frame alone shows is dropped, one that a frame misses is filled in.
@@ -282,10 +290,12 @@ def steadied(shadow: Tensor, predicted: Tensor) -> Tensor:
     Args:
         shadow: float32 (T, 1, H, W) in [0, 1].
         predicted: (T, 1, H, W), by whose centres neighbours are laid over each other.
+        on_step: called for every frame; may raise to stop.
     """
     centres = [_centre(mask[0] > 0.5) for mask in predicted]
     result = torch.zeros_like(shadow)
     for t, centre in enumerate(centres):
+        on_step(t, len(centres))
         if centre is None:
             continue
         mean, total = torch.zeros_like(shadow[t]), 0.0
@@ -316,6 +326,15 @@ def _moved(image: Tensor, down: int, right: int) -> Tensor:
         of = (slice(max(-down, 0), height + min(-down, 0)), slice(max(-right, 0), width + min(-right, 0)))
         result[:, to[0], to[1]] = image[:, of[0], of[1]]
     return result
+
+
+def _shrunk(images: Tensor, at: list[int], h: int, w: int, on_step: OnStep) -> Tensor:
+    """Some images (T, C, H, W) at the working size, float32 (n, C, h, w) on the CPU."""
+    found = []
+    for t in at:
+        on_step(0, 1)
+        found.append(_resized(images[t : t + 1], h, w))
+    return torch.cat(found)
 
 
 def _resized(image: Tensor, h: int, w: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Literal, Protocol, TypeVar, get_args
@@ -61,12 +61,14 @@ class Frames(Protocol):
 
 @dataclass
 class _Clip:
-    """One run's inputs and what is kept of them while windows still need it."""
+    """One run's inputs, what is kept of them while windows still need it, and how much memory lets it do at once."""
 
     frames: Frames
     maps: Frames
-    features: dict[int, Tensor]
-    flows: dict[int, Tensor]
+    chunk: int
+    together: bool = True
+    features: dict[int, Tensor] = field(default_factory=dict)
+    flows: dict[int, Tensor] = field(default_factory=dict)
 
 
 class WindowBackbone:
@@ -164,7 +166,7 @@ class WindowBackbone:
         has_hole = [bool((inactivation[[i]] > 0).any()) for i in range(len(frames))]
         windows = self.windows(has_hole)
         last_use = {i: number for number, window in enumerate(windows, start=1) for i in window.frames}
-        clip, blend, done = _Clip(frames, inactivation, {}, {}), self._blend(), 0
+        clip, blend, done = _Clip(frames, inactivation, self.network.chunk), self._blend(), 0
         for group in _alike(windows, self.windows_at_once):
             with torch.no_grad(), self._watched(partial(on_step, done, len(windows))):
                 predictions = self._predictions(group, clip)
@@ -190,16 +192,17 @@ class WindowBackbone:
 
     def _predictions(self, group: list[Window], clip: _Clip) -> list[Tensor]:
         """Run windows of one shape, together if memory allows; (l, 3, h, w) in [-1, 1] of each."""
-        if len(group) > 1:
+        if len(group) > 1 and clip.together:
             try:
                 return list(self._predict(group, clip))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                clip.together = False
             # out here what the failed call had allocated is gone
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-        return [self._with_less_memory(partial(self._predict, [window], clip))[0] for window in group]
+        return [self._with_less_memory(partial(self._predict, [window], clip), clip)[0] for window in group]
 
     def _predict(self, group: list[Window], clip: _Clip) -> Tensor:
         """Run windows of one shape: (b, l, 3, h, w) in [-1, 1]."""
@@ -251,9 +254,12 @@ class WindowBackbone:
             clip.flows.update(zip(missing, self.network.flows(first, second), strict=True))
         return torch.stack([clip.flows[i] for i in pairs])
 
-    def _with_less_memory(self, work: Callable[[], T]) -> T:
-        """Repeat work with ever smaller chunks while memory runs out: the result is the same, the peak is lower."""
-        chunk = self.network.chunk
+    def _with_less_memory(self, work: Callable[[], T], clip: _Clip) -> T:
+        """Repeat work with ever smaller chunks while memory runs out: the result is the same, the peak is lower.
+
+        What has become small stays so for the run: else every window would run short anew.
+        """
+        usual, self.network.chunk = self.network.chunk, clip.chunk
         try:
             with shortage_told(
                 f"{self.name} ran out of memory on a single frame's work. Use fewer reference frames, let the window "
@@ -261,7 +267,7 @@ class WindowBackbone:
             ):
                 return repeat_smaller(work, self._halve_chunk)
         finally:
-            self.network.chunk = chunk
+            clip.chunk, self.network.chunk = self.network.chunk, usual
 
     def _halve_chunk(self) -> bool:
         smaller = self.network.chunk // 2

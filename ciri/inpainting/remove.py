@@ -15,6 +15,7 @@ from ciri.flow.propagate import HIDDEN_ABOVE
 from ciri.frames import as_pair, extent, feather_alpha, grow_mask, pad_to_multiple, paste_back, unpad
 from ciri.inpainting.base import Backbone, BackboneFacts
 from ciri.numbering import ranges
+from ciri.out_of_memory import shortage_told
 from ciri.progress import OnStep, ignore, part
 from ciri.shots import in_place, shots
 
@@ -26,6 +27,10 @@ WORTHWHILE = 0.8
 SHOWN_WHOLE_FROM = 0.5
 
 
+@shortage_told(
+    "Memory ran out while a clip was filled: it is held whole, and so is what comes out. Do a part of the clip at a "
+    "time, or use smaller frames."
+)
 def remove(
     frames: Tensor,
     inactivation: Tensor,
@@ -53,6 +58,7 @@ def remove(
     Raises:
         MaskError: the map is of another length or size than the clip, or leaves nothing of a shot to a backbone that
             needs background.
+        OutOfMemoryError: memory does not suffice; a backbone may say more closely what for.
     """
     expected = (len(frames), 1, *frames.shape[2:])
     if inactivation.shape != expected:
@@ -102,22 +108,24 @@ def remove_from_shot(
     on_step: OnStep = ignore,
 ) -> Tensor:
     """As :func:`remove`, of frames that are of one shot, with masks of their length and size on their device."""
-    boxes, any_hole = _reach(inactivation, grow, feather)
+    boxes, any_hole = _reach(inactivation, grow, feather, on_step)
     if not any_hole:
         return frames
     size = (frames.shape[2], frames.shape[3])
     track = choose_window(boxes, size, backbone.facts) if crop else whole_frame(frames)
     hole, alpha = (inactivation.new_empty(len(frames), 1, *track.size) for _ in range(2))
     for t in range(len(frames)):
+        on_step(0, 1)
         edges = soft_edges(inactivation[t : t + 1], grow, feather)
         hole[t], alpha[t] = (track.at(t).cut(edge)[0] for edge in edges)
     window = frames if track.size == size else track.cut(frames)
-    bright = exposure(frames)
+    bright = exposure(frames, on_step=on_step)
     filled = run_at_its_size(evened(window, bright), hole, backbone, on_step)
     if bright is not None:
         filled = filled.mul(bright.view(-1, 1, 1, 1)).clamp(0, 1)
     result = frames.clone()
     for t in range(len(frames)):  # frame by frame: a clip's worth of temporaries is what long clips fail on
+        on_step(1, 1)
         of_frame = track.at(t)
         of_frame.put(
             result[t : t + 1], paste_back(of_frame.cut(frames[t : t + 1]), filled[t : t + 1], alpha[t : t + 1])
@@ -125,10 +133,11 @@ def remove_from_shot(
     return result
 
 
-def _reach(inactivation: Tensor, grow: int, feather: int) -> tuple[Tensor, bool]:
+def _reach(inactivation: Tensor, grow: int, feather: int, on_step: OnStep) -> tuple[Tensor, bool]:
     """Return the boxes int64 (T, 4) of what is shown of the fill, as target_boxes does, and whether there is a hole."""
     boxes, any_hole = [], False
     for mask in inactivation:
+        on_step(0, 1)
         grown, alpha = soft_edges(mask[None], grow, feather)
         boxes.append(target_boxes(alpha))
         any_hole = any_hole or bool((grown > 0).any())

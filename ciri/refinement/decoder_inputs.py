@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ciri.errors import CiriError
-from ciri.progress import OnStep, ignore
+from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.propagation.clip import EncodedClip, FeatureCache, Geometry
-from ciri.propagation.engine import MemoryPropagator
+from ciri.propagation.engine import GUIDE_SHARE, MemoryPropagator
 from ciri.propagation.network import FrameFeatures, MemoryNetwork
 from ciri.propagation.tracking import DirectedPass, Prediction
 from ciri.propagation.units import WorkUnits
@@ -111,13 +111,14 @@ def record(
     # whole frames: a crop's position depends on masks
     policy = replace(propagator.policy, crop_decoding=False)
     annotated = {clip.index: {0: clip.mask}}
-    hints = propagator.hints(clip.frames, annotated, 1)
+    hints = propagator.hints(clip.frames, annotated, 1, on_step=part(on_step, 0, GUIDE_SHARE))
+    steps = part(on_step, GUIDE_SHARE, 1)
     kept, done = DecoderInputs({}, {}, {}, geometry), 0
     for step in (1, -1):
         one = _RecordingPass(propagator.network, encoded, annotated, step, policy, units, hints)
         one.wanted, one.kept = set(wanted), kept
         for _ in one.run():
-            on_step(done := done + 1, len(clip.frames) + 1)
+            steps(done := done + 1, len(clip.frames) + 1)
     return kept
 
 

@@ -10,7 +10,6 @@ Dimensions: T frames, n suspicious ones, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +34,7 @@ from ciri.refinement.objective import Scene, comparisons
 from ciri.refinement.paper import as_printed
 from ciri.refinement.product import repaint, shown_under
 from ciri.refinement.regions import FeatureExtractor
-from ciri.refinement.report import FrameReport, RefinementReport, peak_memory
+from ciri.refinement.report import FrameReport, RefinementReport, area_ratios, peak_memory
 from ciri.refinement.settings import TUNING, RefinementSettings
 from ciri.refinement.watch import LEAST_TARGET, SUSPICIOUS_PAIR, Watch, least_threshold, suspects, threshold_of
 from ciri.refinement.weight_space import tune
@@ -160,12 +159,8 @@ class _Job:
             return self._unchanged("Nothing was looked for: there is no residue detector.", self.nothing)
         paper = self.settings.mode == "paper"
         before = self.nothing
-        shortage = (
-            f"Memory ran out in refinement mode '{self.settings.mode}', which tunes a network. Use mode 'auto', "
-            "smaller frames, or the device 'cpu'."
-        )
         try:
-            with shortage_told(shortage) if tuning else nullcontext():
+            with shortage_told(self.settings.shortage()):
                 watch, before = self._look(part(on_step, 0, 0.1 if paper else 0.15))
                 return (self._as_printed if paper else self._improve)(watch, before, on_step)
         except TimeUpError:
@@ -281,7 +276,10 @@ class _Job:
         before_steps, steps = self.clock.watched(part(on_step, 0, 0.3)), part(on_step, 0.3, 1)
         if self.settings.mode == "auto":
             return grown
-        if not weights:
+        if weights:
+            # tuning begins at the given masks, and would take back what those around vouch for
+            changed = [t for t in changed if t not in self.bridged]
+        else:
             least = SUSPICIOUS_PAIR * (1 - watch.threshold) * share_of_box(self.first_mask)
             seen = watch.look(painted[changed], changed, before_steps)
             self.known = dict(zip(changed, zip(seen.maps, seen.scores, strict=True), strict=True))
@@ -305,7 +303,8 @@ class _Job:
             return self.clock.left() > reserve
 
         if weights:
-            tuned = tune(self._refinable(), watch, scene, self.clip, self.settings, after_step, before_steps)
+            given = self._refinable(), watch, scene, self.clip, self.settings, after_step, before_steps
+            tuned = tune(*given, doubtful=self.bridged)
             refined[changed], self.report.steps, self.tuned = tuned.masks, tuned.steps, tuned.propagator
             self.report.notes += tuned.notes
         else:
@@ -356,8 +355,11 @@ class _Job:
         if not self.report.accepted:
             return self._unchanged("Something is left, but no correction made the picture better.", before)
         self.report.outcome = f"The masks of {len(self.report.accepted)} frames were corrected."
+        bridged = [t for t in self.report.accepted if t in self.bridged]
         if self.propagator is not None:
-            self.report.notes += bridged_in([t for t in self.report.accepted if t in self.bridged], self.propagator)
+            self.report.notes += bridged_in(bridged, self.propagator)
+        if bridged == self.report.accepted:
+            self.tuned = None
         self.report.repainted = self._repainted(inpainted)
         self._measure()
         results = self._where_given(masks, inpainted)
@@ -374,9 +376,9 @@ class _Job:
         return masks.to(self.given[0].device), inpainted.to(self.given[1].device)
 
     def _describe(self, before: Residue, after: Residue, masks: Tensor, reasons: dict[int, str]) -> None:
-        areas = (masks > 0.5).flatten(1).sum(1) / (self.masks > 0.5).flatten(1).sum(1).clamp(min=1)
+        areas = area_ratios(masks, self.masks)
         self.report.frames = [
-            FrameReport(t, float(before.scores[t]), float(after.scores[t]), float(areas[t]), not reason, reason)
+            FrameReport(t, float(before.scores[t]), float(after.scores[t]), areas[t], not reason, reason)
             for t, reason in sorted(reasons.items())
         ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ciri.numbering import number, ranges
 
@@ -18,7 +20,8 @@ class FrameReport:
     Attributes:
         frame: its index in the clip; the text tells its number instead (:mod:`ciri.numbering`).
         before, after: residue scores in target areas; ``after`` is that of the frame as it is returned.
-        area_ratio: area of the returned mask over that of the given one; 1.0 where nothing changed.
+        area_ratio: area of the returned mask over that of the given one; 1.0 where nothing changed, infinite where an
+            empty one was filled.
         accepted: whether a new mask was taken.
         reason: why not; empty if it was.
     """
@@ -90,8 +93,16 @@ class RefinementReport:
         for entry in self.frames:
             if entry.accepted:
                 change = f"{entry.before:.3f} -> {entry.after:.3f}"
-                rows.append(f"{number(entry.frame):5d}  {change:>24s}  x {entry.area_ratio:.2f}")
+                area = f"x {entry.area_ratio:.2f}" if math.isfinite(entry.area_ratio) else "was empty"
+                rows.append(f"{number(entry.frame):5d}  {change:>24s}  {area}")
         return rows if len(rows) > 1 else []
+
+
+def area_ratios(new: Tensor, old: Tensor) -> list[float]:
+    """Areas of masks (T, 1, H, W) over those of others, as :class:`FrameReport` has them."""
+    areas = [(masks > 0.5).flatten(1).sum(1) for masks in (new, old)]
+    ratios: list[float] = (areas[0] / areas[1]).nan_to_num(nan=1.0, posinf=math.inf).tolist()
+    return ratios
 
 
 def peak_memory(device: torch.device) -> int:

@@ -9,7 +9,7 @@ Dimensions: n suspicious frames, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,8 @@ def tune(
     settings: RefinementSettings,
     after_step: Callable[[int], bool],
     on_step: OnStep = ignore,
+    *,
+    doubtful: Collection[int] = (),
 ) -> Tuned:
     """Tune a copy of a propagator on a scene; the propagator itself is never written to.
 
@@ -60,9 +62,10 @@ def tune(
         settings: epochs over the suspicious frames; strength scales the rate.
         after_step: called with the steps done; False ends it. May raise to stop.
         on_step: progress callback of what comes before the first step; may raise to stop.
+        doubtful: further frames whose masks lack something, so that they can hold no weights.
     """
     twin = own_copy(propagator)
-    anchors = [t for t in _good_frames(watch, scene, clip) if t not in scene.at]
+    anchors = _good_frames([*scene.at, *doubtful], clip)
     inputs = record(twin, clip, [*scene.at, *anchors], on_step)
     # a frame that the memory lost has no input, and is left as it is
     rows = [i for i, t in enumerate(scene.at) if t in inputs.readout]
@@ -76,12 +79,12 @@ def tune(
     return Tuned(masks, twin, steps, [remark])
 
 
-def _good_frames(watch: Watch, scene: Scene, clip: Annotated) -> list[int]:
+def _good_frames(suspicious: Collection[int], clip: Annotated) -> list[int]:
     """Frames farthest from the suspicious ones, spread over the clip: they hold the weights where they are."""
-    free = [t for t in range(len(clip.frames)) if t not in scene.at and t != clip.index]
+    free = [t for t in range(len(clip.frames)) if t not in suspicious and t != clip.index]
     chosen: list[int] = []
     while free and len(chosen) < ANCHORS:
-        taken = [*scene.at, *chosen]
+        taken = [*suspicious, *chosen]
         best = max(free, key=lambda t: min(abs(t - other) for other in taken))
         chosen.append(best)
         free.remove(best)
@@ -174,9 +177,8 @@ class _Descent:
         return self.start[part] + 2 * (self._decode(at) - self.first[part])
 
     def _decode(self, at: list[int]) -> Tensor:
-        if not at:
-            return torch.zeros(0, 1, *self.scene.old.shape[2:])
-        return self.inputs.logits(self.twin.network, at)
+        groups = [self.inputs.logits(self.twin.network, at[i : i + GROUP]) for i in range(0, len(at), GROUP)]
+        return torch.cat(groups) if groups else torch.zeros(0, 1, *self.scene.old.shape[2:])
 
     @torch.no_grad()
     def _judge(self) -> float:

@@ -19,6 +19,8 @@ from ciri.residue.score import score
 
 #: Frames that go through the detector together; what it needs beside the result does not grow with the clip.
 BATCH = 8
+#: What is said where even one frame is too much.
+SHORTAGE = "Memory ran out while one frame was searched for residue. Use smaller frames, or the device 'cpu'."
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Residue:
 
     Attributes:
         maps: float32 (T, 1, H, W) in [0, 1], the response in the frame's pixels; 0 outside the search windows.
-        scores: float32 (T,) >= 0, the residue in target areas: 0.1 is a tenth of the target's box, surely seen.
+        scores: float32 (T,) >= 0, the residue in target areas. A tenth of the target's box, seen for certain, scores
+            0.1 times (1 - the detector's threshold): only what is above that counts.
         boxes: where the target was taken to be in each frame; None: nowhere, so nothing was looked for.
     """
 
@@ -36,6 +39,7 @@ class Residue:
     boxes: list[Box | None]
 
 
+@shortage_told(SHORTAGE)
 @torch.no_grad()
 def detect_residue(
     inpainted: Tensor,
@@ -101,12 +105,11 @@ def in_batches(count: int, work: Callable[[slice], None], *, on_step: OnStep = i
     Raises:
         OutOfMemoryError: one frame at a time is too much.
     """
-    message = "Memory ran out while one frame was searched for residue. Use smaller frames, or the device 'cpu'."
     start, batch = 0, BATCH
     while start < count:
         part = slice(start, min(start + batch, count))
         try:
-            with shortage_told(message):
+            with shortage_told(SHORTAGE):
                 work(part)
         except OutOfMemoryError:
             if batch == 1:

@@ -249,10 +249,6 @@ class LiteDetector:
         f4, f8, f16 = (x.float() for x in maps)
         return f4, f8, f16
 
-    def features(self, crops: Tensor) -> Tensor:
-        """Return f8 (n, 40, s/8, s/8) of crops (n, 3, s, s) in [0, 1], differentiable: for the contextual loss."""
-        return self.network.encode(crops)[1]
-
 
 def load_lite(path: str | Path) -> tuple[ResidueNetwork, float]:
     """Read the weights (.safetensors, fp16) into a float32 network; return it and its threshold.

@@ -1,15 +1,18 @@
 """The learned attention: untrained it repeats the prediction; as shipped it finds what was missed, and the shadow."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
-from ciri.errors import CheckpointError
+from ciri.errors import CheckpointError, OutOfMemoryError
 from ciri.frames import grow_mask
 from ciri.inactivation import learned
 from ciri.inactivation.attention_network import SHIPPED, AttentionNetwork, load_attention
 from ciri.inactivation.fusion import fuse
 from ciri.inactivation.learned import inactivation_map, learned_attention, shipped
 from tests.ciri.inactivation.moving import moving_disc
+from tests.unheard import Unheard
 
 
 def overlap(a, b):
@@ -105,6 +108,16 @@ def test_a_frame_without_a_mask_stays_without_one_and_steps_are_counted():
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
 
 
+def test_an_interrupt_is_heard_between_any_two_frames(monkeypatch):
+    frames, masks, _ = moving_disc(10)
+    unheard = Unheard()
+    monkeypatch.setattr(learned, "_resized", unheard.counted(learned._resized))
+    monkeypatch.setattr(learned, "_moved", unheard.counted(learned._moved))
+    learned_attention(frames, masks[:1], masks, AttentionNetwork().eval(), dilation=6, on_step=unheard.on_step)
+    # a frame's shadow is compared with those of its neighbours
+    assert unheard.most == 2 * learned.STEADY + 1
+
+
 def test_large_frames_are_looked_at_smaller_and_keep_the_prediction_s_edges():
     frames, masks, _ = moving_disc(3)
     large, wide = (torch.nn.functional.interpolate(x, scale_factor=4, mode="nearest") for x in (frames, masks))
@@ -140,6 +153,13 @@ def test_the_map_is_equation_3_with_known_frames_kept():
     for shadow in (False, True):
         got = inactivation_map(frames, masks[:1], 0.8 * masks, network, known=[3], shadow=shadow)
         assert torch.allclose(got, fuse(0.8 * masks, found.map(shadow=shadow), beta), atol=1e-6)
+
+
+def test_a_shortage_of_memory_names_what_to_do(monkeypatch):
+    frames, masks, _ = moving_disc(2)
+    monkeypatch.setattr(learned, "Witness", Mock(side_effect=RuntimeError("can't allocate memory")))
+    with pytest.raises(OutOfMemoryError, match="leave attention out"):
+        inactivation_map(frames, masks[:1], masks, shipped())
 
 
 def test_other_weights_are_refused():

@@ -23,7 +23,7 @@ class Stub(WindowNetwork):
 
     def __init__(self):
         super().__init__()
-        self.encoded, self.decoded, self.fail_above = [], [], None
+        self.encoded, self.decoded, self.fail_above, self.failed = [], [], None, 0
         self.failure = torch.OutOfMemoryError("CUDA out of memory")
 
     def stages(self):
@@ -31,6 +31,7 @@ class Stub(WindowNetwork):
 
     def note(self, frames):
         if self.fail_above is not None and len(frames) > self.fail_above:
+            self.failed += 1
             raise self.failure
         self.encoded.append(len(frames))
         return frames
@@ -159,6 +160,8 @@ def test_out_of_memory_halves_the_work_and_repeats_it(failure):
     network.fail_above = 2
     assert torch.equal(WindowBackbone(network).inpaint(frames, masks), expected)
     assert max(network.encoded) <= 2 and network.chunk == Stub().chunk
+    # eight frames and four did not fit; later windows do not try again
+    assert network.failed == 2
 
 
 def test_out_of_memory_for_good_names_the_knobs():
@@ -275,6 +278,7 @@ class Joined(Stub):
     def decode_window(self, features, local, flows=None):
         self.decoded.append(len(features))
         if self.most is not None and len(features) > self.most:
+            self.failed += 1
             raise self.failure
         return torch.stack([predict(window[None], local)[:local] for window in features])
 
@@ -302,7 +306,7 @@ def test_windows_that_pass_together_give_what_they_give_alone(published):
 def test_windows_that_do_not_fit_together_go_one_by_one():
     alone, _, _ = together(False, 1)
     crowded, network, _ = together(False, 3, most=1)
-    assert torch.equal(alone, crowded) and max(network.decoded) == 3
+    assert torch.equal(alone, crowded) and max(network.decoded) == 3 and network.failed == 1
     with pytest.raises(CiriError, match="windows_at_once is 0"):
         together(False, 0)
 

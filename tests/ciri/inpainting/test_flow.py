@@ -13,6 +13,7 @@ from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.base import Backbone
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove
+from tests.unheard import Unheard
 
 
 def plane(count=9, h=96, w=128):
@@ -178,6 +179,14 @@ def test_the_callback_stops_the_work_and_counts_up(scene):
 
     with pytest.raises(KeyboardInterrupt):
         FlowBackbone().inpaint(frames[:4], masks[:4], on_step=stop)
+
+
+def test_an_interrupt_is_heard_between_frames_that_are_filled_roughly(scene, monkeypatch):
+    _, frames, masks = scene
+    unheard = Unheard()
+    monkeypatch.setattr(propagate, "_rough_fill", unheard.counted(propagate._rough_fill))
+    propagate_pixels(frames, masks, on_step=unheard.on_step)
+    assert unheard.most == 1
 
 
 def test_one_pass_is_enough_for_an_easy_scene_and_other_numbers_are_refused(scene):

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciri.errors import MaskError
+from ciri.errors import MaskError, OutOfMemoryError
 from ciri.frames import feather_alpha, grow_mask, paste_back
+from ciri.inpainting import remove as remove_module
 from ciri.inpainting.base import BackboneFacts
 from ciri.inpainting.remove import remove
+from tests.unheard import Unheard
 
 
 class Painter:
@@ -127,6 +130,27 @@ def test_the_callback_may_stop_it():
 
     with pytest.raises(KeyboardInterrupt):
         remove(torch.rand(1, 3, 20, 30), torch.ones(1, 1, 20, 30), Painter(), on_step=stop)
+
+
+def test_a_shortage_of_memory_is_worded_and_another_error_is_not():
+    class Large(Painter):
+        def inpaint(self, frames, inactivation, *, on_step):
+            raise self.failure
+
+    backbone, mask = Large(), torch.zeros(1, 1, 20, 30)
+    mask[..., 5:9, 5:9] = 1
+    for backbone.failure, expected in ((MemoryError(), OutOfMemoryError), (RuntimeError("a bug"), RuntimeError)):
+        with pytest.raises(expected, match="part of the clip|a bug"):
+            remove(torch.rand(1, 3, 20, 30), mask, backbone)
+
+
+def test_an_interrupt_is_heard_between_any_two_frames(monkeypatch):
+    unheard, frames, masks = Unheard(), torch.rand(1, 3, 20, 30).expand(9, -1, -1, -1), torch.zeros(9, 1, 20, 30)
+    masks[..., 5:9, 5:9] = 1
+    for module, name in ((remove_module, "soft_edges"), (F, "adaptive_avg_pool2d"), (remove_module, "paste_back")):
+        monkeypatch.setattr(module, name, unheard.counted(getattr(module, name)))
+    remove(frames, masks, Painter(), on_step=unheard.on_step)
+    assert unheard.most == 1
 
 
 @pytest.mark.parametrize(("grow", "feather"), [(4, 3), (0, 0), (-2, 1), (7, 0)])

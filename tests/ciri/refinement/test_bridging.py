@@ -1,5 +1,7 @@
 """Masks that lose a part, or everything, for a few frames, and get it back from the frames around them."""
 
+from math import inf
+
 import pytest
 import torch
 
@@ -133,6 +135,10 @@ def test_what_no_detector_sees_is_bridged(columns):
     before, after = ((x - clip.clean).square().mean((1, 2, 3))[[4, 5]] for x in (given, result.inpainted))
     assert (after < 0.2 * before).all()
     assert "dropped out in frames 4-5: flow bridged" in result.report.text()
+    # of a mask that was not there nobody can say how many times as large it is
+    ratios = [frame.area_ratio for frame in result.report.frames]
+    assert ratios == ([inf, inf] if columns == 30 else pytest.approx([30 / 21] * 2, rel=0.05))
+    assert ("was empty" in result.report.text()) == (columns == 30)
 
 
 def test_what_was_bridged_in_vain_is_not_told(monkeypatch):

@@ -10,7 +10,7 @@ from ciri.inpainting.remove import remove, soft_edges
 from ciri.refinement import acceptance, growth
 from ciri.refinement.looks import Looks
 from ciri.refinement.product import repaint, shown_under, spans
-from ciri.refinement.report import FrameReport, RefinementReport
+from ciri.refinement.report import FrameReport, RefinementReport, area_ratios
 from ciri.refinement.settings import RefinementSettings
 from ciri.refinement.watch import LEAST_THRESHOLD, suspects, threshold_of
 from ciri.residue.base import Box
@@ -215,6 +215,14 @@ def test_batches_do_not_shrink_for_another_error():
 
     with pytest.raises(RuntimeError, match="do not match"):
         in_batches(10, work)
+
+
+def test_areas_are_compared_where_there_are_any():
+    old = torch.zeros(4, 1, 2, 3)
+    old[2:, :, 0] = 1
+    new = old.clone()
+    new[1, 0, 0, 0] = new[2, 0, 1, 0] = 1
+    assert area_ratios(new, old) == pytest.approx([1, float("inf"), 4 / 3, 1])
 
 
 def test_the_report_counts_and_explains():

@@ -1,9 +1,11 @@
 """Refinement of masks, with a detector and a backbone that know the answer, and with such that know nothing."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
-from ciri.errors import CiriError, MaskError
+from ciri.errors import CiriError, MaskError, OutOfMemoryError
 from ciri.frames import grow_mask
 from ciri.metrics.segmentation import segmentation_score
 from ciri.numbering import counted_from
@@ -368,6 +370,14 @@ def test_less_memory_gives_the_same_result():
     assert torch.allclose(plenty.masks, little.masks) and torch.allclose(plenty.inpainted, little.inpainted)
     with pytest.raises(CiriError, match="Memory ran out"):
         run(scene, masks, Hungry(scene, 0))
+
+
+@pytest.mark.parametrize("mode", ["auto", "mask"])
+def test_a_shortage_beside_the_networks_is_worded_too(mode, monkeypatch):
+    scene = Scene()
+    monkeypatch.setattr(Looks, "score", Mock(side_effect=MemoryError))
+    with pytest.raises(OutOfMemoryError, match=f"'{mode}'.*part of the clip"):
+        run(scene, scene.cut(), Oracle(scene), settings=settings(mode=mode))
 
 
 @pytest.mark.parametrize("mode", ["weights", "paper"])

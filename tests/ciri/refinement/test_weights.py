@@ -110,6 +110,24 @@ def test_kept_inputs_decode_to_what_the_propagator_says():
     assert torch.allclose(got[shown], expected[[1, 4]][shown], atol=2e-3)
 
 
+def test_an_interrupt_does_not_wait_for_the_guide():
+    class Guide(Answers):
+        seen = 0
+
+        def propagate(self, frames, key_masks, key_frames, *, on_step):
+            for self.seen in range(1, len(frames) + 1):
+                on_step(self.seen, len(frames))
+
+    def interrupt(done, total):
+        raise Stop
+
+    scene = Scene()
+    guide = Guide(scene, scene.true)
+    with pytest.raises(Stop):
+        record(build_lite(guide=guide), Annotated(scene.frames, scene.true[0], 0), [1, 4], interrupt)
+    assert guide.seen == 1
+
+
 def test_a_copy_shares_nothing_and_holds_float32():
     given = propagator(torch.bfloat16)
     before = content(given)
@@ -146,8 +164,9 @@ def test_a_step_of_a_millionth_changes_the_weights_of_the_copy(monkeypatch):
 def test_tuning_corrects_masks_and_hands_back_the_tuned_copy(monkeypatch):
     # eight steps have to do what takes many at the usual rate
     monkeypatch.setattr(weight_space, "RATE", 3e-4)
-    scene = Scene()
-    masks = scene.cut()
+    # for too long to be bridged
+    scene = Scene(count=7)
+    masks = scene.cut(at=range(1, 7))
     given = build_lite(precision="fp32", guide=Answers(scene, masks))
     before = content(given)
     result = run(scene, masks, given, settings=settings(epochs=20))
@@ -161,6 +180,16 @@ def test_tuning_corrects_masks_and_hands_back_the_tuned_copy(monkeypatch):
     assert ((result.masks > 0.5) & (scene.true == 0)).sum() < 0.02 * scene.true.sum()
 
 
+def test_what_is_decoded_at_once_does_not_grow_with_the_frames(monkeypatch):
+    scene = Scene(count=12)
+    given, sizes = propagator(), []
+    monkeypatch.setattr(
+        LiteNetwork, "decode", lambda *a, decode=LiteNetwork.decode: sizes.append(len(a[1])) or decode(*a)
+    )
+    result = run(scene, scene.cut(at=range(2, 12), columns=6), given, settings=settings(epochs=1))
+    assert result.report.steps == 3 and max(sizes) <= weight_space.GROUP
+
+
 def test_a_refusal_hands_back_the_given_propagator():
     scene = Scene()
     given = propagator()
@@ -168,6 +197,27 @@ def test_a_refusal_hands_back_the_given_propagator():
     for masks, detector in ((scene.true, Oracle(scene)), (scene.cut(), Constant())):
         result = run(scene, masks, given, detector)
         assert result.propagator is given and result.masks is masks and same(given, before)
+
+
+def test_what_was_bridged_stays_bridged_and_makes_no_tuned_copy_of_use(monkeypatch):
+    class Bridges(MemoryPropagator):
+        def propagate(self, *arguments, **options):
+            return answers.propagate(*arguments, **options)
+
+    scene = Scene(count=12)
+    masks = scene.cut(at=(4, 5, 8))
+    answer = scene.true.clone()
+    answer[8] = masks[8]
+    answers, given = Answers(scene, answer), Bridges(propagator().network, precision="fp32")
+    recorded = []
+    monkeypatch.setattr(weight_space, "record", lambda *a: recorded.append(a[2]) or record(*a))
+    # frame 8 is tuned for, by too little to matter
+    result = run(scene, masks, given, settings=settings(epochs=1))
+    assert result.report.steps > 0
+    assert result.report.accepted == [4, 5] and torch.equal(result.masks[4:6], scene.true[4:6])
+    assert result.propagator is given and torch.equal(result.masks[8], masks[8])
+    # what it holds on to is far from all of them
+    assert recorded == [[8, 1, 11]]
 
 
 class Stop(Exception):

@@ -1,5 +1,7 @@
 """Detection over a clip, with a detector whose answer is known: it responds to pure red."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -71,6 +73,10 @@ def test_less_memory_gives_the_same_result() -> None:
     assert torch.equal(plenty.maps, little.maps) and torch.equal(plenty.scores, little.scores)
     with pytest.raises(OutOfMemoryError, match="smaller frames"):
         detect_residue(frames, first_mask, filmed, masks, Hungry(0))
+    blank = Red()
+    blank.template = Mock(side_effect=MemoryError)
+    with pytest.raises(OutOfMemoryError, match="smaller frames"):
+        detect_residue(frames, first_mask, filmed, masks, blank)
 
 
 def test_an_interrupt_passes_through() -> None:
