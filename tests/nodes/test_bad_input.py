@@ -144,6 +144,42 @@ def test_overlay_refuses_an_unknown_colour(run):
         run("CIRI_MaskOverlay", images=clip(), masks=disc(), colour="teal")
 
 
+NAN, INFINITE = float("nan"), float("inf")
+ATTENTION = {"images": clip(), "masks": disc()[None], "first_mask": disc()[None], "backbone": FlowBackbone()}
+OVERLAY = {"images": clip(), "masks": disc()[None]}
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "message"),
+    [
+        ("CIRI_ComplementaryAttention", {**ATTENTION, "region": NAN}, "region is nan; expected a number from 0 to 100"),
+        ("CIRI_ComplementaryAttention", {**ATTENTION, "region": 1e6}, "region is 1000000.0; expected a number from 0"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "fps": NAN}, "fps is nan; expected a number from 1 to 120"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "fps": INFINITE}, "fps is inf"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "fps": 0}, "fps is 0"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "opacity": 5.0}, "opacity is 5.0; expected a number from 0 to 1"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "outline": 1.5}, "outline is 1.5; expected a whole number from 0 to 32"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "outline": None}, "outline is None"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "masks": None}, "masks was given nothing; expected MASK"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "images": [clip()]}, "images was given list; expected IMAGE"),
+        ("CIRI_BackboneLite", {"weights": None}, "The weight file 'None' is not there"),
+    ],
+)
+def test_what_other_nodes_hand_on_is_checked_too(run, node, inputs, message):
+    """ComfyUI checks what is typed in, not what is linked."""
+    with pytest.raises(CiriError, match=message):
+        run(node, **inputs)
+
+
+def test_what_other_nodes_hand_on_may_be_of_a_type_that_says_the_same(run):
+    expected = run("CIRI_MaskOverlay", **OVERLAY, outline=3)
+    for more in ({"outline": 3.0}, {"outline": 3, "fps": 240}, {"outline": torch.tensor(3)}):
+        assert torch.equal(run("CIRI_MaskOverlay", **OVERLAY, **more).args[0], expected.args[0])
+    one = propagate(run, key_masks=disc()[None], key_frames=2)
+    assert torch.equal(one.args[0], propagate(run, key_masks=disc()[None], key_frames="2").args[0])
+    assert torch.equal(propagate(run, key_masks=None, key_frames=None).args[0], propagate(run).args[0])
+
+
 def test_errors_carry_no_frames_of_the_library(run):
     """ComfyUI logs the traceback of every failure: of ours, only the node shows."""
     with pytest.raises(CiriError) as caught:
