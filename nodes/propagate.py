@@ -15,7 +15,7 @@ from ciri.propagation.base import Propagator
 from ciri.propagation.objects import check_objects, follow
 
 from ._adapt import CATEGORY, PropagatorSocket, checked_masks, plain_errors, progress, to_clip, to_image, to_mask
-from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
+from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, unless_cancelled, video_preview
 from ._report import describe_track
 
 #: What may stand between frame numbers: comma and semicolon, and in Chinese these two and the comma of lists.
@@ -127,7 +127,7 @@ class PropagateMask(io.ComfyNode):
             notes += more
         track = follow(propagator, frames, masks, numbers, keep=keep, on_step=progress())
         # small: at full size, nobody would want a second copy of the clip in memory
-        tinted = overlay(preview_size(frames), preview_size(track.probs))
+        tinted = overlay(preview_size(frames), preview_size(track.probs), on_step=unless_cancelled)
         kept = torch.zeros_like(track.probs) if track.kept is None else track.kept
         return io.NodeOutput(
             to_mask(track.probs),
