@@ -103,10 +103,6 @@ class PropagateMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
-        return key_frames_fault(key_frames)
-
-    @classmethod
     @plain_errors
     def execute(
         cls,
@@ -142,6 +138,9 @@ class PropagateMask(io.ComfyNode):
 def parse_key_frames(text: str) -> list[int]:
     """Read "24, 57" (commas, semicolons or spaces, those of Chinese keyboards too).
 
+    Only once the node runs: what ComfyUI refuses before that is left out without a word where another part of the graph
+    can run.
+
     Raises:
         MaskError: something in it is no whole number.
     """
@@ -152,15 +151,6 @@ def parse_key_frames(text: str) -> list[int]:
         raise MaskError(
             f"key_frames is {text!r}; expected frame numbers separated by commas, such as: 24, 57."
         ) from None
-
-
-def key_frames_fault(text: str | None) -> bool | str:
-    """What ComfyUI wants to hear of "24, 57" before it runs a graph: True, or what is wrong with it."""
-    try:
-        parse_key_frames(text or "")
-    except MaskError as error:
-        return str(error)
-    return True
 
 
 def painted_frames(first: int, key_frames: str, clip: Tensor) -> list[int]:

@@ -154,6 +154,11 @@ OVERLAY = {"images": clip(), "masks": disc()[None]}
     [
         ("CIRI_ComplementaryAttention", {**ATTENTION, "region": NAN}, "region is nan; expected a number from 0 to 100"),
         ("CIRI_ComplementaryAttention", {**ATTENTION, "region": 1e6}, "region is 1000000.0; expected a number from 0"),
+        (
+            "CIRI_ComplementaryAttention",
+            {**ATTENTION, "key_frames": "24.5"},
+            "key_frames is '24.5'; expected frame",
+        ),
         ("CIRI_MaskOverlay", {**OVERLAY, "fps": NAN}, "fps is nan; expected a number from 1 to 120"),
         ("CIRI_MaskOverlay", {**OVERLAY, "fps": INFINITE}, "fps is inf"),
         ("CIRI_MaskOverlay", {**OVERLAY, "fps": 0}, "fps is 0"),
@@ -193,11 +198,4 @@ def test_errors_carry_no_frames_of_the_library(run):
 def test_frame_numbers_may_be_typed_on_a_chinese_keyboard(nodes, text):
     from ciri_pack.nodes.propagate import parse_key_frames
 
-    assert parse_key_frames(text) == [24, 57] and nodes["CIRI_PropagateMask"].validate_inputs(key_frames=text) is True
-
-
-def test_the_server_refuses_bad_key_frames_before_running(nodes):
-    cls = nodes["CIRI_PropagateMask"]
-    assert cls.validate_inputs(key_frames="0, 24,57") is True
-    assert cls.validate_inputs(key_frames=None) is True
-    assert "expected frame numbers" in cls.validate_inputs(key_frames="24.5")
+    assert parse_key_frames(text) == [24, 57]
