@@ -63,9 +63,12 @@ def to_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[st
         notes.append(f"One {what} was given, so it was used for all {len(clip)} frames.")
         checked = checked.expand(len(clip), -1, -1, -1)
     if len(checked) != len(clip):
+        one_by_one = (
+            " Frames that come one by one, as a list, have to be made one batch first." if len(clip) == 1 else ""
+        )
         raise MaskError(
             f"The {what} holds {len(checked)} masks but the clip has {len(clip)} frames; give one mask per frame "
-            "(from Propagate mask), or a single one."
+            f"(from Propagate mask), or a single one.{one_by_one}"
         )
     return checked, notes
 

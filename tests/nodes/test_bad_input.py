@@ -110,6 +110,8 @@ def test_propagate_answers_bad_input_in_words(run, case):
     [
         ({"mask": torch.zeros(4, 64, 64)}, "LoadImage gives for an image"),
         ({"mask": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
+        # nodes that hand on a list of images run the next one once for each
+        ({"images": clip(frames=1), "mask": disc().repeat(3, 1, 1)}, "3 masks but .* 1 frames.*made one batch first"),
         ({"mask": disc(40, 40)[None]}, "aspect ratios differ"),
         ({"mask": disc()[None] * float("nan")}, "inactivation mask holds values that are not numbers"),
         (
