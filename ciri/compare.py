@@ -79,7 +79,7 @@ def compare(
             of one frame is held as a still.
         mode: "side by side"; "stacked" (one above the other); "wipe" (left of a line the first clip, right of it the
             second); "sweep" (the line crosses the picture and returns once in the clip); "difference".
-        labels: words written over either clip; Latin letters. Nothing is written over a difference.
+        labels: words written over either clip; beyond a-z with OpenCV 5 only. Nothing is written over a difference.
         wipe: position of the line in "wipe", 0 (left) to 1 (right).
         gain: factor of the difference, so that small ones can be seen.
         on_step: called after each frame; may raise to stop.

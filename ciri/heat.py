@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ciri.errors import MaskError
 from ciri.frames import grow_mask
+from ciri.progress import OnStep, ignore
 
 #: The frame under the heat: grey, and darker than it was, so that colour means heat and nothing else.
 GROUND = 0.55
@@ -24,7 +25,14 @@ DARK_END = 0.22
 LEGEND, LEAST_LEGEND = 1 / 15, 12
 
 
-def heat(frames: Tensor, values: Tensor, *, outline: Tensor | None = None, legend: bool = True) -> Tensor:
+def heat(
+    frames: Tensor,
+    values: Tensor,
+    *,
+    outline: Tensor | None = None,
+    legend: bool = True,
+    on_step: OnStep = ignore,
+) -> Tensor:
     """Show a map as colours over the darkened clip, violet for little, yellow for 1.
 
     Args:
@@ -32,6 +40,7 @@ def heat(frames: Tensor, values: Tensor, *, outline: Tensor | None = None, legen
         values: float32 (T, 1, H, W) in [0, 1]; where a map is (nearly) 0 the frame is grey.
         outline: float32 (T, 1, H, W), masks whose outline is drawn in white; above 0.5 is inside.
         legend: write the colour scale into the top right corner, where there is room for it.
+        on_step: called after each frame; may raise to stop.
 
     Returns:
         float32 (T, 3, H, W) in [0, 1].
@@ -56,6 +65,7 @@ def heat(frames: Tensor, values: Tensor, *, outline: Tensor | None = None, legen
             solid = (outline[index : index + 1].to(frames.device) > 0.5).float()
             shown = torch.where((grow_mask(solid, 1) > solid)[0], frames.new_ones(()), shown)
         result[index] = shown
+        on_step(index + 1, len(frames))
     if legend:
         _write_legend(result, scale)
     return result

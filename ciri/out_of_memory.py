@@ -70,7 +70,8 @@ def _trim() -> Callable[[int], object] | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    # under the name that PyTorch before 2.5 knows too
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RAISED) and any(words in str(error) for words in WORDS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ciri.video_sound import CopiedSound, EncodedSound, count_sounds
 
 try:
     import av
-    from av.video.reformatter import Colorspace, Interpolation
+    from av.video.reformatter import Colorspace
 except ImportError:  # OpenCV does it then, without sound and with a coarser codec
     av = None  # type: ignore[assignment]
 
@@ -41,6 +42,9 @@ _REGULAR = 0.25
 _FRAMES_OFF, _SECONDS_OFF, _SHARE_OFF = 5, 0.25, 0.02
 #: Unit of times that are not multiples of one frame: the clock of MPEG.
 _TICK = Fraction(1, 90000)
+
+#: Before it, PyAV reads every colour matrix as BT.601, and so stains what is in HD.
+_OLDEST_PYAV = 17
 
 _UNSPECIFIED = 2  # FFmpeg's number for "the file does not say"
 
@@ -74,7 +78,7 @@ def read_video(path: Path, start: int, count: int | None) -> tuple[list[np.ndarr
         MediaError: no video that can be decoded.
     """
     stop = None if count is None else start + count
-    if av:
+    if _has_pyav():
         return _read_av(path, start, stop)
     # how long a file should be OpenCV only estimates
     return *_read_opencv(path, start, stop), []
@@ -109,7 +113,21 @@ def write_video(
     def even() -> Iterator[np.ndarray]:
         return map(_even, images())
 
-    return notes + (_write_av(path, even, fps, source, start) if av else _write_opencv(path, even(), fps))
+    return notes + (_write_av(path, even, fps, source, start) if _has_pyav() else _write_opencv(path, even(), fps))
+
+
+def _has_pyav() -> bool:
+    """Whether PyAV is there; OpenCV does it otherwise.
+
+    Raises:
+        MediaError: it is too old to be trusted with colours.
+    """
+    if av and int(av.__version__.split(".")[0]) < _OLDEST_PYAV:
+        raise MediaError(
+            f"PyAV {av.__version__} reads the colours of some videos wrongly; {_OLDEST_PYAV} or newer is needed: "
+            f"{sys.executable} -m pip install --upgrade av"
+        )
+    return bool(av)
 
 
 def _even(image: np.ndarray) -> np.ndarray:
@@ -120,11 +138,9 @@ def _even(image: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------- PyAV
 
 
-def _exact() -> Any:
-    """How colours are converted: by default FFmpeg's conversion darkens a clip by one to two grey levels."""
-    return (
-        Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    )
+#: How colours are converted (bicubic, full chroma both ways, accurate rounding): by default FFmpeg's conversion darkens
+#: a clip by one to two grey levels. In FFmpeg's numbers: PyAV has names for them since 18 only.
+EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000
 
 
 def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray], VideoFacts, list[str]]:
@@ -144,7 +160,7 @@ def _read_av(path: Path, start: int, stop: int | None) -> tuple[list[np.ndarray]
                 if not images:
                     facts = _with_looks(facts, stream, frame, turns)
                 times.append(None if _reordered(container, stream) else _shown_at(frame))
-                image = frame.to_ndarray(format="rgb24", interpolation=_exact())
+                image = frame.to_ndarray(format="rgb24", interpolation=EXACT)
                 images.append(np.ascontiguousarray(np.rot90(image, turns)))
             if images and (stop is None or start + len(images) < stop):
                 missing = _missing_after(frame, _announced_end(container, stream), facts.fps)
@@ -169,8 +185,8 @@ def _missing_after(last: Any, end: Fraction | None, fps: Fraction) -> float:
 
     Frames are not counted: containers estimate how many there are, or count those that a trimmed file does not show.
     """
-    shown, length = _shown_at(last), getattr(last, "duration", None)
-    if end is None or shown is None or length is None:  # PyAV before 15 does not say how long a frame is shown
+    shown, length = _shown_at(last), last.duration
+    if end is None or shown is None or length is None:
         return 0.0
     missing = float(end - shown - max(length * last.time_base, 1 / fps))
     return missing if missing > max(_FRAMES_OFF / float(fps), _SECONDS_OFF, _SHARE_OFF * float(end)) else 0.0
@@ -280,7 +296,7 @@ def _encode(
                 heard.append(sounds[0](container, opened, track, begin))
         for index, image in enumerate(itertools.chain([first], images)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=_matrix(colour[0]), interpolation=_exact())
+            frame = frame.reformat(format="yuv420p", dst_colorspace=_matrix(colour[0]), interpolation=EXACT)
             moment = moments[index] if moments else index / fps
             frame.time_base = _TICK if moments else 1 / fps
             frame.pts = round(moment / frame.time_base)

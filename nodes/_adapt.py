@@ -7,6 +7,7 @@ its masks (T, 1, H, W), both float32 in [0, 1].
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,9 +63,12 @@ def to_masks(masks: Tensor, clip: Tensor, *, what: str) -> tuple[Tensor, list[st
         notes.append(f"One {what} was given, so it was used for all {len(clip)} frames.")
         checked = checked.expand(len(clip), -1, -1, -1)
     if len(checked) != len(clip):
+        one_by_one = (
+            " Frames that come one by one, as a list, have to be made one batch first." if len(clip) == 1 else ""
+        )
         raise MaskError(
             f"The {what} holds {len(checked)} masks but the clip has {len(clip)} frames; give one mask per frame "
-            "(from Propagate mask), or a single one."
+            f"(from Propagate mask), or a single one.{one_by_one}"
         )
     return checked, notes
 
@@ -137,17 +141,57 @@ def progress() -> OnStep:
 
 
 def plain_errors(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """Decorate ``execute``: an error that the library words for a person reaches ComfyUI as just that text."""
+    """Decorate ``execute``: an error that the library words for a person reaches ComfyUI as just that text.
+
+    So does what is wrong with a value that was linked from another node (:func:`fitting`).
+    """
 
     @functools.wraps(execute)
-    def wrapped(*args: Any, **kwargs: Any) -> io.NodeOutput:
+    def wrapped(cls: type[io.ComfyNode], **given: Any) -> io.NodeOutput:
         try:
-            return execute(*args, **kwargs)
+            inputs = {entry.id: entry for entry in cls.define_schema().inputs}
+            return execute(cls, **{name: fitting(value, inputs[name]) for name, value in given.items()})
         except CiriError as error:
             # the frames below this one say nothing to the person who connected a wrong mask
             raise error.with_traceback(None) from None
 
     return wrapped
+
+
+def fitting(value: Any, entry: io.Input) -> Any:
+    """Return what an input was given, as the type that it declares.
+
+    ComfyUI checks what is typed into a node. What another node hands on comes unchecked: any number, NaN too, and from
+    nodes whose outputs are of any type, anything.
+
+    Raises:
+        CiriError: the input cannot take it.
+    """
+    if value is None and entry.optional:
+        return getattr(entry, "default", None)
+    if isinstance(entry, io.Int.Input | io.Float.Input):
+        return _fitting_number(value, entry)
+    if isinstance(entry, io.String.Input | io.Combo.Input):
+        return str(value)
+    if value is None or (isinstance(entry, io.Image.Input | io.Mask.Input) and not isinstance(value, Tensor)):
+        got = "nothing" if value is None else type(value).__name__
+        raise CiriError(f"{entry.id} was given {got}; expected {entry.io_type}. Look at what is linked to it.")
+    return value
+
+
+def _fitting_number(value: Any, entry: io.Int.Input | io.Float.Input) -> int | float:
+    """A number within the input's limits, whole where it has to be."""
+    whole = isinstance(entry, io.Int.Input)
+    try:
+        got = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        got = math.nan
+    # footage has the frame rate that it has, whatever the widget offers
+    fits = 0 < got < math.inf if entry.id == "fps" else entry.min <= got <= entry.max
+    if not fits or (whole and got != round(got)):
+        kind = "a whole number" if whole else "a number"
+        raise CiriError(f"{entry.id} is {value!s:.40}; expected {kind} from {entry.min:g} to {entry.max:g}.")
+    return int(got) if whole else got
 
 
 def choose(value: str, options: Sequence[str], what: str) -> str:

@@ -35,15 +35,20 @@ def preview_size(clip: Tensor) -> Tensor:
     return clip if scale >= 1 else _resized(clip, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
+def unless_cancelled(_done: int = 0, _total: int = 0) -> None:
+    """For what a preview does with every frame of what may be a long clip: ends it when the person pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 def heat_preview(frames: Tensor, values: Tensor, masks: Tensor) -> Tensor:
     """A map (T, 1, H, W) as heat over a small copy of the clip, the masks outlined."""
-    return heat(preview_size(frames), preview_size(values), outline=preview_size(masks))
+    return heat(preview_size(frames), preview_size(values), outline=preview_size(masks), on_step=unless_cancelled)
 
 
 def masks_preview(frames: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """A small copy of the clip, one set of masks (T, 1, H, W) tinted over it in magenta, another outlined in green."""
-    tinted = overlay(preview_size(frames), preview_size(before), opacity=0.35, outline=1)
-    return overlay(tinted, preview_size(after), colour=GREEN, opacity=0.0, outline=2)
+    tinted = overlay(preview_size(frames), preview_size(before), opacity=0.35, outline=1, on_step=unless_cancelled)
+    return overlay(tinted, preview_size(after), colour=GREEN, opacity=0.0, outline=2, on_step=unless_cancelled)
 
 
 def video_preview(clip: Tensor, fps: float) -> ui.PreviewVideo | None:
@@ -87,10 +92,10 @@ def _saved(clip: Tensor, fps: float) -> ui.SavedResult:
 
 
 def _resized(clip: Tensor, height: int, width: int) -> Tensor:
-    """Resize a clip frame by frame, so that Cancel is heard."""
+    """Resize a clip frame by frame."""
     # channels innermost, as the encoder of videos and ComfyUI's IMAGE want them: no second copy is made for these
     result = clip.new_empty((len(clip), height, width, clip.shape[1])).movedim(-1, 1)
     for small, frame in zip(result, clip, strict=True):
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        unless_cancelled()
         small[:] = F.interpolate(frame[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
     return result

@@ -23,7 +23,7 @@ from ._adapt import (
     to_masks,
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, heat_preview, video_preview
-from .propagate import key_frames_fault, painted_frames
+from .propagate import painted_frames
 
 
 class ComplementaryAttention(io.ComfyNode):
@@ -106,10 +106,6 @@ class ComplementaryAttention(io.ComfyNode):
                 ),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
-        return key_frames_fault(key_frames)
 
     @classmethod
     @plain_errors

@@ -93,10 +93,14 @@ class CompareVideo(io.ComfyNode):
                     "line crosses the picture and returns; difference: black where the clips agree.",
                 ),
                 io.String.Input(
-                    "first_label", default="before", tooltip="Written over the first clip; empty: nothing."
+                    "first_label",
+                    default="before",
+                    tooltip="Written over the first clip; empty: nothing. Letters beyond a-z need OpenCV 5.",
                 ),
                 io.String.Input(
-                    "second_label", default="after", tooltip="Written over the second clip; empty: nothing."
+                    "second_label",
+                    default="after",
+                    tooltip="Written over the second clip; empty: nothing. Letters beyond a-z need OpenCV 5.",
                 ),
                 io.Float.Input(
                     "wipe",

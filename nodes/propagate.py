@@ -15,7 +15,7 @@ from ciri.propagation.base import Propagator
 from ciri.propagation.objects import check_objects, follow
 
 from ._adapt import CATEGORY, PropagatorSocket, checked_masks, plain_errors, progress, to_clip, to_image, to_mask
-from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, video_preview
+from ._preview import PREVIEW_FPS, PREVIEW_SIDE, preview_size, unless_cancelled, video_preview
 from ._report import describe_track
 
 #: What may stand between frame numbers: comma and semicolon, and in Chinese these two and the comma of lists.
@@ -103,10 +103,6 @@ class PropagateMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
-        return key_frames_fault(key_frames)
-
-    @classmethod
     @plain_errors
     def execute(
         cls,
@@ -127,7 +123,7 @@ class PropagateMask(io.ComfyNode):
             notes += more
         track = follow(propagator, frames, masks, numbers, keep=keep, on_step=progress())
         # small: at full size, nobody would want a second copy of the clip in memory
-        tinted = overlay(preview_size(frames), preview_size(track.probs))
+        tinted = overlay(preview_size(frames), preview_size(track.probs), on_step=unless_cancelled)
         kept = torch.zeros_like(track.probs) if track.kept is None else track.kept
         return io.NodeOutput(
             to_mask(track.probs),
@@ -142,6 +138,9 @@ class PropagateMask(io.ComfyNode):
 def parse_key_frames(text: str) -> list[int]:
     """Read "24, 57" (commas, semicolons or spaces, those of Chinese keyboards too).
 
+    Only once the node runs: what ComfyUI refuses before that is left out without a word where another part of the graph
+    can run.
+
     Raises:
         MaskError: something in it is no whole number.
     """
@@ -152,15 +151,6 @@ def parse_key_frames(text: str) -> list[int]:
         raise MaskError(
             f"key_frames is {text!r}; expected frame numbers separated by commas, such as: 24, 57."
         ) from None
-
-
-def key_frames_fault(text: str | None) -> bool | str:
-    """What ComfyUI wants to hear of "24, 57" before it runs a graph: True, or what is wrong with it."""
-    try:
-        parse_key_frames(text or "")
-    except MaskError as error:
-        return str(error)
-    return True
 
 
 def painted_frames(first: int, key_frames: str, clip: Tensor) -> list[int]:

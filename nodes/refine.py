@@ -31,7 +31,7 @@ from ._adapt import (
 )
 from ._preview import PREVIEW_FPS, PREVIEW_SIDE, masks_preview, preview_size, video_preview
 from ._report import as_list
-from .propagate import key_frames_fault, painted_frames
+from .propagate import painted_frames
 
 NO_PROPAGATOR = (
     "Refine propagator was given no propagator, so it has none to hand on: connect one to its input, or use its masks."
@@ -147,10 +147,6 @@ class RefinePropagator(io.ComfyNode):
                 ),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, key_frames: str | None = None) -> bool | str:
-        return key_frames_fault(key_frames)
 
     @classmethod
     @plain_errors

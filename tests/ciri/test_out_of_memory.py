@@ -20,6 +20,13 @@ def test_a_real_shortage_is_recognised():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
 
 
+def test_an_older_pytorch_tells_shortages_from_other_errors(monkeypatch):
+    """Before 2.5, the error of the allocator is in torch.cuda only."""
+    shortage = torch.cuda.OutOfMemoryError("CUDA ran short")
+    monkeypatch.delattr(torch, "OutOfMemoryError")
+    assert is_out_of_memory(shortage) and not is_out_of_memory(RuntimeError("size mismatch"))
+
+
 def test_a_real_shortage_of_opencv_is_answered():
     with pytest.raises(OutOfMemoryError, match="make it smaller"), shortage_told("make it smaller"):
         cv2.resize(np.zeros((1, 1), np.uint8), (1 << 30, 1 << 20))

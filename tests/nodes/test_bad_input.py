@@ -110,6 +110,8 @@ def test_propagate_answers_bad_input_in_words(run, case):
     [
         ({"mask": torch.zeros(4, 64, 64)}, "LoadImage gives for an image"),
         ({"mask": disc().repeat(3, 1, 1)}, "holds 3 masks but the clip has 4 frames"),
+        # nodes that hand on a list of images run the next one once for each
+        ({"images": clip(frames=1), "mask": disc().repeat(3, 1, 1)}, "3 masks but .* 1 frames.*made one batch first"),
         ({"mask": disc(40, 40)[None]}, "aspect ratios differ"),
         ({"mask": disc()[None] * float("nan")}, "inactivation mask holds values that are not numbers"),
         (
@@ -144,6 +146,47 @@ def test_overlay_refuses_an_unknown_colour(run):
         run("CIRI_MaskOverlay", images=clip(), masks=disc(), colour="teal")
 
 
+NAN, INFINITE = float("nan"), float("inf")
+ATTENTION = {"images": clip(), "masks": disc()[None], "first_mask": disc()[None], "backbone": FlowBackbone()}
+OVERLAY = {"images": clip(), "masks": disc()[None]}
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "message"),
+    [
+        ("CIRI_ComplementaryAttention", {**ATTENTION, "region": NAN}, "region is nan; expected a number from 0 to 100"),
+        ("CIRI_ComplementaryAttention", {**ATTENTION, "region": 1e6}, "region is 1000000.0; expected a number from 0"),
+        (
+            "CIRI_ComplementaryAttention",
+            {**ATTENTION, "key_frames": "24.5"},
+            "key_frames is '24.5'; expected frame",
+        ),
+        ("CIRI_MaskOverlay", {**OVERLAY, "fps": NAN}, "fps is nan; expected a number from 1 to 120"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "fps": INFINITE}, "fps is inf"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "fps": 0}, "fps is 0"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "opacity": 5.0}, "opacity is 5.0; expected a number from 0 to 1"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "outline": 1.5}, "outline is 1.5; expected a whole number from 0 to 32"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "outline": None}, "outline is None"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "masks": None}, "masks was given nothing; expected MASK"),
+        ("CIRI_MaskOverlay", {**OVERLAY, "images": [clip()]}, "images was given list; expected IMAGE"),
+        ("CIRI_BackboneLite", {"weights": None}, "The weight file 'None' is not there"),
+    ],
+)
+def test_what_other_nodes_hand_on_is_checked_too(run, node, inputs, message):
+    """ComfyUI checks what is typed in, not what is linked."""
+    with pytest.raises(CiriError, match=message):
+        run(node, **inputs)
+
+
+def test_what_other_nodes_hand_on_may_be_of_a_type_that_says_the_same(run):
+    expected = run("CIRI_MaskOverlay", **OVERLAY, outline=3)
+    for more in ({"outline": 3.0}, {"outline": 3, "fps": 240}, {"outline": torch.tensor(3)}):
+        assert torch.equal(run("CIRI_MaskOverlay", **OVERLAY, **more).args[0], expected.args[0])
+    one = propagate(run, key_masks=disc()[None], key_frames=2)
+    assert torch.equal(one.args[0], propagate(run, key_masks=disc()[None], key_frames="2").args[0])
+    assert torch.equal(propagate(run, key_masks=None, key_frames=None).args[0], propagate(run).args[0])
+
+
 def test_errors_carry_no_frames_of_the_library(run):
     """ComfyUI logs the traceback of every failure: of ours, only the node shows."""
     with pytest.raises(CiriError) as caught:
@@ -157,11 +200,4 @@ def test_errors_carry_no_frames_of_the_library(run):
 def test_frame_numbers_may_be_typed_on_a_chinese_keyboard(nodes, text):
     from ciri_pack.nodes.propagate import parse_key_frames
 
-    assert parse_key_frames(text) == [24, 57] and nodes["CIRI_PropagateMask"].validate_inputs(key_frames=text) is True
-
-
-def test_the_server_refuses_bad_key_frames_before_running(nodes):
-    cls = nodes["CIRI_PropagateMask"]
-    assert cls.validate_inputs(key_frames="0, 24,57") is True
-    assert cls.validate_inputs(key_frames=None) is True
-    assert "expected frame numbers" in cls.validate_inputs(key_frames="24.5")
+    assert parse_key_frames(text) == [24, 57]

@@ -255,6 +255,37 @@ def test_interrupt_stops_within_a_step_and_the_next_run_is_whole(run, node):
     assert torch.equal(run(node, **inputs).args[0], expected.args[0])
 
 
+@pytest.mark.parametrize("node", ["CIRI_PropagateMask", "CIRI_BridgeMasks", "CIRI_FuseInactivation"])
+def test_an_interrupt_is_heard_while_the_preview_is_made(run, monkeypatch, node):
+    """On a long clip that takes a while, and nothing else asks any more."""
+    import ciri_pack.nodes.bridge as bridge
+    import comfy.model_management as management
+
+    class Late(Hold):
+        def propagate(self, *arguments, **more):
+            track = super().propagate(*arguments, **more)
+            management.interrupt_current_processing(True)
+            return track
+
+    def late(_frames, masks, *_):
+        management.interrupt_current_processing(True)
+        return masks, []
+
+    images, masks = clip(), disc().repeat(4, 1, 1)
+    monkeypatch.setattr(bridge, "bridged_masks", late)
+    if node == "CIRI_FuseInactivation":
+        management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        run(
+            node,
+            **{
+                "CIRI_PropagateMask": {"images": images, "first_mask": disc()[None], "propagator": Late()},
+                "CIRI_BridgeMasks": {"images": images, "masks": masks, "propagator": Hold()},
+                "CIRI_FuseInactivation": {"images": images, "masks": masks, "attention": masks},
+            }[node],
+        )
+
+
 def test_a_network_built_in_a_node_can_be_trained_later(pack):
     from ciri_pack.nodes._adapt import building_network
 

@@ -58,5 +58,5 @@ def test_a_missing_file_is_named_and_what_to_do(run, folder):
 @pytest.mark.parametrize("size", [-5, 0, 16])
 def test_a_size_at_which_nothing_is_seen_is_refused(run, size):
     """ComfyUI checks the limits of a number that is typed in, not of one that comes from another node."""
-    with pytest.raises(CiriError, match=f"The working size is {size} pixels; choose at least 32"):
+    with pytest.raises(CiriError, match=f"working_size is {size}; expected a whole number from 128"):
         run("CIRI_PropagatorLite", **{**OPTIONS, "working_size": size})

@@ -86,6 +86,13 @@ def test_a_note_tells_a_newcomer_what_to_do(workflow):
     assert notes and "Run" in notes[0]["widgets_values"][0]
 
 
+def test_the_note_names_the_field_of_the_painted_frame_or_a_workflow_that_does(workflow):
+    nodes = load(workflow)["nodes"]
+    if "Which frame do you paint?" in [node.get("title") for node in nodes]:
+        (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+        assert "**Which frame do you paint?**" in note or "see the workflow **one_shot_removal**" in note
+
+
 def test_nothing_overlaps(workflow):
     """Nodes do not lie on each other (titles are 30 pixels high), and each is within a group or is a note."""
     graph = load(workflow)
