@@ -629,8 +629,6 @@ def test_a_sound_that_goes_on_after_the_picture_is_no_damage(tmp_path, suffix):
     source = encode(tmp_path / f"song{suffix}", [(90, 90, 90)] * 24, sound=two_tones(6))
     with av.open(str(source)) as container:
         assert container.duration / av.time_base > 5
-        if max(packet.duration or 0 for packet in container.demux(video=0)) < 5 / container.streams.video[0].time_base:
-            pytest.skip("this FFmpeg does not read how long a frame of this file stays")
     assert len(media.read_clip(source).frames) == 24 and media.read_clip(source).notes == []
 
 
