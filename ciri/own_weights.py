@@ -7,13 +7,17 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ciri.checkpoints import read_state_dict
 from ciri.errors import CheckpointError
 from ciri.signatures import identify
 
-T = TypeVar("T")
+Network = TypeVar("Network", bound=nn.Module)
+
+#: No channels, and no layers one after another, are more than this.
+LARGEST = 1024
 
 
 def read_own(
@@ -40,17 +44,36 @@ def read_own(
 
 
 def build_from_header(
-    build: Callable[..., T], metadata: Mapping[str, str], path: str | os.PathLike[str], command: str
-) -> T:
+    build: Callable[..., Network],
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    path: str | os.PathLike[str],
+    command: str,
+) -> Network:
     """Call ``build`` with the sizes in a file's header.
 
+    Nothing much larger than the file is built: a header that lies would fill the memory before shapes are compared.
+
     Raises:
-        CheckpointError: there are none, or they are not such as it takes.
+        CheckpointError: there are none, or they are not such as it takes, or are not those of the weights.
     """
     try:
-        return build(**json.loads(metadata["config"]))
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        config = json.loads(metadata["config"])
+        if large := [f"{name} = {value}" for name, value in config.items() if _number(value) > LARGEST]:
+            raise ValueError(f"{', '.join(large)}; expected {LARGEST} at most")
+        with torch.device("meta"):
+            wanted = sum(value.numel() for value in build(**config).state_dict().values())
+        held = sum(value.numel() for value in state.values())
+        if wanted > 2 * held + 1000:
+            raise ValueError(f"a network of {wanted} weights, and {held} in the file")
+        return build(**config)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"The header of {os.fspath(path)} does not say the sizes of the network ({error}); it was written by "
             f"another version of 'python -m ciri {command}', or changed."
         ) from error
+
+
+def _number(value: object) -> float:
+    """How much a value of a header asks for; what is no number asks for nothing."""
+    return abs(value) if isinstance(value, int | float) else 0

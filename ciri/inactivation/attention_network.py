@@ -122,6 +122,8 @@ def load_attention(path: str | os.PathLike[str] | None = None) -> AttentionNetwo
     """
     path = SHIPPED if path is None else path
     state, metadata = read_own(path, ARCHITECTURE, _MADE_BY)
-    network = build_from_header(lambda **sizes: AttentionNetwork(AttentionConfig(**sizes)), metadata, path, _MADE_BY)
+    network = build_from_header(
+        lambda **sizes: AttentionNetwork(AttentionConfig(**sizes)), state, metadata, path, _MADE_BY
+    )
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     return network.eval().requires_grad_(False)

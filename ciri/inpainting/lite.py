@@ -182,6 +182,8 @@ def load_lite(
     """
     path = SHIPPED if path is None else path
     state, metadata = read_own(path, ARCHITECTURE, "train backbone")
-    network = build_from_header(lambda **sizes: LiteNetwork(LiteConfig(**sizes)), metadata, path, "train backbone")
+    network = build_from_header(
+        lambda **sizes: LiteNetwork(LiteConfig(**sizes)), state, metadata, path, "train backbone"
+    )
     load_strictly(network, state, model=ARCHITECTURE, path=path)
     return LiteBackbone(network, device=device, precision=precision)
