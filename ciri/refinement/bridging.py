@@ -17,6 +17,7 @@ from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import Propagator
 from ciri.refinement.dropouts import compact, dropouts, runs, short_runs
 from ciri.refinement.growth import CONNECTED_WITHIN, LEAST_SEED, MOST_GROWTH, touching
+from ciri.shots import shots
 
 #: What is added has to fill this share of the target with discs; what is less is a rim, or a guess.
 GAINED = 0.05
@@ -88,6 +89,8 @@ def bridge(
 ) -> dict[int, Tensor]:
     """Propagate masks into the frames between them; return those that cover clearly more than before.
 
+    Nothing is carried from one shot into another.
+
     Args:
         frames: float32 (T, 3, H, W) in [0, 1], as filmed.
         masks: float32 (T, 1, H, W) in [0, 1].
@@ -98,7 +101,9 @@ def bridge(
     Returns:
         frame -> mask, float32 (1, H, W) in [0, 1], nowhere below the given one.
     """
-    carrier = _Carrier(frames, masks, missing, propagator)
+    if not missing:
+        return {}
+    carrier = _Carrier(frames, masks, missing, propagator, on_step)
     long = [run for run in runs(sorted(missing), 1) if len(run) >= PROBED]
     in_vain: set[int] = set()
     for number, run in enumerate(long):
@@ -115,8 +120,11 @@ def bridge(
 class _Carrier:
     """Carries trusted masks into the frames between them; the arguments are those of :func:`bridge`."""
 
-    def __init__(self, frames: Tensor, masks: Tensor, missing: Set[int], propagator: Propagator) -> None:
+    def __init__(
+        self, frames: Tensor, masks: Tensor, missing: Set[int], propagator: Propagator, on_step: OnStep
+    ) -> None:
         self.frames, self.masks, self.missing, self.propagator = frames, masks, missing, propagator
+        self.shots = shots(frames, on_step=part(on_step, 0, 0))
 
     def probe(self, run: Sequence[int], on_step: OnStep) -> bool:
         """Whether anything comes back in the frame of a run whose mask covers least."""
@@ -126,6 +134,15 @@ class _Carrier:
 
     def carry(self, at: Sequence[int], on_step: OnStep) -> dict[int, Tensor]:
         """Masks (1, H, W) of those of some frames, in order, that are missing and of which more is found."""
+        alike = [[t for t in at if t in shot] for shot in self.shots]
+        alike = [frames for frames in alike if not self.missing.isdisjoint(frames)]
+        found: dict[int, Tensor] = {}
+        for number, frames in enumerate(alike):
+            found |= self._carry(frames, part(on_step, number / len(alike), (number + 1) / len(alike)))
+        return found
+
+    def _carry(self, at: Sequence[int], on_step: OnStep) -> dict[int, Tensor]:
+        """As :meth:`carry`, within one shot."""
         masks = self.masks[list(at)]
         rows, columns = _neighbourhood(masks)
         near, frames = masks[:, :, rows, columns], self.frames[:, :, rows, columns][list(at)]

@@ -43,6 +43,18 @@ def test_frames_are_asked_about_once_and_with_masks_from_both_sides():
     assert asked(*range(LENGTH)) == []
 
 
+def test_nothing_is_carried_from_one_shot_into_another():
+    clip = scene()
+    frames, masks = clip.frames.clone(), clip.true.clone()
+    # what was filmed in between shows other things, and nothing of the target
+    frames[4:7] = Scene(seed=7).clean[0].flip(0, 1)
+    masks[4:7] = 0
+    answers = Answers(clip, clip.true)
+    assert bridge(frames, masks, {4, 5, 6}, answers, ignore) == {} and answers.asked == []
+    masks[8] = 0
+    assert set(bridge(frames, masks, {4, 5, 6, 8}, answers, ignore)) == {8} and answers.asked == [([7, 8, 9], [7, 9])]
+
+
 def test_of_a_long_run_the_frame_that_lacks_most_is_asked_about_first():
     clip = scene()
     given = clip.cut(at=(3, 4, 5))
