@@ -50,13 +50,14 @@ def main() -> int:
     args = parser.parse_args()
     if args.clip and not args.mask:
         parser.error("a clip of your own needs the mask of its first frame: ./run.sh CLIP MASK")
+    folder, clean = Path(args.folder), None if args.clip else CLEAN
+    video = folder / Path(args.clip).expanduser() if args.clip else EXAMPLE
+    mask = folder / Path(args.mask).expanduser() if args.clip else EXAMPLE_MASK
     try:
+        # what cannot be read is told before ComfyUI is started for it
+        clip, _ = read_clip(video), read_mask(mask)
         with server(keep=args.serve) as url:
-            folder = Path(args.folder)
-            if args.clip:
-                show(Client(url), folder / Path(args.clip).expanduser(), folder / Path(args.mask).expanduser(), None)
-            else:
-                show(Client(url), EXAMPLE, EXAMPLE_MASK, CLEAN)
+            show(Client(url), video, clip, mask, clean)
             if args.serve:
                 print(f"ComfyUI stays at {url} (end it with ./run.sh --stop)")
     except (CiriError, comfyui.ServerError, DemoError, PromptRejected) as error:
@@ -95,9 +96,8 @@ def server(keep: bool):
             new.stop()
 
 
-def show(client: Client, video: Path, mask: Path, clean: Path | None) -> None:
+def show(client: Client, video: Path, clip: Clip, mask: Path, clean: Path | None) -> None:
     """Remove the object in ComfyUI; write and announce the video, a before/after picture and, if known, the score."""
-    clip = read_clip(video)
     with tempfile.TemporaryDirectory() as folder:
         graph = json.loads(WORKFLOW.read_text())
         set_input(graph, "LoadVideo", "file", client.upload(as_video(video, clip, Path(folder))))

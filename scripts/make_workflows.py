@@ -8,8 +8,8 @@ adds positions, titles, groups and notes. Needs ComfyUI and Chromium (``./test.s
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -24,7 +24,12 @@ MARGIN, HEADER = 20, 80
 
 
 def main() -> None:
-    names = sys.argv[1:] or sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    known = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(known)}")
+    names = parser.parse_args().names or known
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"there is no workflows/api/{unknown[0]}.json")
     with tempfile.TemporaryDirectory() as folder, Server(base=Path(folder)) as server:
         for name in names:
             target = WORKFLOWS / f"{name}.json"

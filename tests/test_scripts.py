@@ -202,6 +202,15 @@ def test_a_server_that_ends_at_once_is_told_with_its_log(no_other, tmp_path, mon
 # ---------------------------------------------------------------------------------------------- the demonstration
 
 
+@pytest.mark.parametrize("missing", ["clip", "mask"])
+def test_what_cannot_be_read_is_told_before_comfyui_starts(tmp_path, monkeypatch, capsys, missing):
+    monkeypatch.setattr(demo, "server", lambda **_: pytest.fail("ComfyUI was started"))
+    files = {"clip": str(demo.EXAMPLE), "mask": str(demo.EXAMPLE_MASK), missing: "nothing.png"}
+    monkeypatch.setattr("sys.argv", ["run.sh", "--from", str(tmp_path), files["clip"], files["mask"]])
+    assert demo.main() == 2
+    assert "run.sh: " in (said := capsys.readouterr().err) and "nothing.png does not exist" in said
+
+
 def test_the_mask_reaches_comfyui_as_transparency(tmp_path):
     grey = np.zeros((8, 8), np.uint8)
     grey[2:4, 2:4] = 255
