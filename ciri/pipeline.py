@@ -20,6 +20,7 @@ from ciri.numbering import number
 from ciri.progress import OnStep, ignore, part
 from ciri.propagation.base import MaskTrack, Propagator
 from ciri.propagation.objects import follow
+from ciri.propagation.snap import Snapper, snapped
 
 if TYPE_CHECKING:
     from ciri.inactivation.attention_network import AttentionNetwork
@@ -64,6 +65,7 @@ def remove_object(
     keep: Tensor | None = None,
     masks: Tensor | None = None,
     bridge: bool = False,
+    snapper: Snapper | None = None,
     grow: int = 4,
     feather: int = 3,
     crop: bool = True,
@@ -88,6 +90,8 @@ def remove_object(
         masks: (T, H, W) or (T, 1, H, W), the object in every frame, instead of ``first_mask``; nothing is propagated.
         bridge: where ``masks`` drop out for some frames, the propagator carries those of the frames around there
             (:mod:`ciri.refinement.bridging`). Refinement does so in any case, if it is given a propagator.
+        snapper: moves what was painted, ``keep`` too, onto the edges of objects first, as
+            :func:`ciri.propagation.snap.shipped` does; None: it is believed to the pixel.
         grow, feather, crop: as in :func:`ciri.inpainting.remove.remove`.
         attention: corrects the masks by what other frames show (paper 3.2), as
             :func:`ciri.inactivation.learned.shipped` gives it; None: they are used as they are.
@@ -130,7 +134,11 @@ def remove_object(
             raise MaskError("Nothing says what to remove: give a mask and a propagator, or a mask for every frame.")
         share = _PROPAGATION_SHARE
         step = part(on_step, 0, share)
+        said: list[str] = []
+        if snapper is not None:
+            first_mask, keep, said = snapped(frames, first_mask, key_frames, snapper, keep=keep)
         track = propagate(frames, first_mask, propagator, key_frames=key_frames, keep=keep, on_step=step)
+        track = replace(track, notes=said + track.notes)
     timings = {"propagation": time.perf_counter() - started}
     if attention is not None:
         began, before = time.perf_counter(), share

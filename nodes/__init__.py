@@ -31,11 +31,13 @@ from .propagator_stcn import PropagatorSTCN
 from .propagators import PropagatorFlow
 from .refine import RefinePropagator
 from .residue import DetectResidue
+from .snap import SnapMask
 
 NODES: list[type[io.ComfyNode]] = [
     PropagatorLite,
     PropagatorFlow,
     PropagatorSTCN,
+    SnapMask,
     PropagateMask,
     BridgeMasks,
     BackboneLite,

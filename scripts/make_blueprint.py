@@ -3,7 +3,7 @@
     .venv/bin/python -m scripts.make_blueprint
 
 ComfyUI offers what lies in ``subgraphs/`` as blueprints: a node that holds nodes, to be opened and changed at will. The
-page itself joins six nodes of ``workflows/api/one_shot_ciri.json``, so the file is what "Publish" would have
+page itself joins seven nodes of ``workflows/api/one_shot_ciri.json``, so the file is what "Publish" would have
 written. Needs ComfyUI and Chromium (``./test.sh`` sets both up).
 """
 
@@ -25,15 +25,16 @@ DESCRIPTION = "Follows an object that was painted on one frame, and removes it f
 
 #: The nodes inside, by their number in the workflow, and where they lie: left, top, width, height.
 INSIDE = {
-    "6": (300, 100, 300, 170),
-    "9": (300, 340, 300, 110),
+    "30": (300, 100, 300, 420),
+    "6": (300, 590, 300, 170),
+    "9": (300, 830, 300, 110),
     "7": (680, 100, 320, 420),
     "15": (1080, 100, 320, 420),
     "16": (1480, 100, 320, 420),
     "10": (1880, 100, 320, 420),
 }
 #: Their settings that the node shows, besides those with an input of its own.
-SHOWN = [("15", "shadow"), ("10", "grow"), ("10", "feather")]
+SHOWN = [("30", "reach"), ("15", "shadow"), ("10", "grow"), ("10", "feather")]
 #: The outputs in the order people look for them.
 OUTPUTS = ["images", "masks", "report"]
 
@@ -94,6 +95,9 @@ def tidied(graph: dict) -> dict:
     inner["id"] = node["type"] = _uuid("definition")
     graph["id"], graph["revision"] = _uuid("graph"), 0
     graph["extra"] = {"BlueprintDescription": DESCRIPTION}
+    for slot in [*inner["inputs"], *node["inputs"]]:
+        # named after the first node that takes it, which would take any mask
+        slot["name"] = {"mask": "first_mask"}.get(slot["name"], slot["name"])
     for slot in [*inner["inputs"], *inner["outputs"]]:
         slot["id"] = _uuid(slot["name"] + str(slot in inner["inputs"]))
     node["pos"], node["size"] = [0, 0], [300, 210]

@@ -32,11 +32,13 @@ from ciri.inpainting.remove import remove
 from ciri.mask_files import read_mask
 from ciri.media import read_clip
 from ciri.propagation import registry as propagators
+from ciri.propagation.snap import shipped
 from ciri.refinement.bridging import bridged_masks
 from ciri.refinement.refine import Refinement, refine
 from ciri.residue import registry as detectors
 from ciri.residue.base import Box, ResidueDetector
 from ciri.residue.crops import search_window, target_box, window_around
+from ciri.training.painting import closed, strokes, wavering
 from scripts.comfyui import ROOT
 
 ASSETS, DOCS, WORKFLOWS = ROOT / "assets", ROOT / "web" / "docs", ROOT / "workflows"
@@ -117,6 +119,24 @@ def propagate_mask() -> Tensor:
     painted = labelled(overlay(clip.frames[:1], clip.painted), "painted: frame 0")[0]
     tinted = overlay(clip.frames, clip.masks)
     return grid([painted, *(moment(tinted, m) for m in (16, 32, 47))])
+
+
+def snap_mask() -> Tensor:
+    """Painted by the code that the network was trained with."""
+    clip, random = example(), np.random.default_rng(2)
+    true = clip.painted[0, 0].numpy() > 0.5
+    ways = {
+        "too wide": wavering(true, random, 8, 3),
+        "a brush": strokes(true, random, 12),
+        "a lasso": wavering(closed(true, 25), random, 4, 1),
+    }
+    pictures = []
+    for name, way in ways.items():
+        mask = torch.from_numpy(way).float()[None, None]
+        both = overlay(clip.frames[:1], mask, opacity=0.35, outline=1)
+        both = overlay(both, shipped().snap(clip.frames[0], mask), colour=(0.2, 0.9, 0.3), opacity=0.0, outline=2)
+        pictures.append(labelled(both, name)[0])
+    return grid([*pictures, labelled(overlay(clip.frames[:1], clip.painted), "exact")[0]])
 
 
 def bridge_masks() -> Tensor:
@@ -334,6 +354,7 @@ PICTURES = {
     DOCS / "CIRI_PropagatorFlow" / "picture.jpg": (propagator_flow, 640),
     DOCS / "CIRI_PropagatorLite" / "picture.jpg": (propagator_lite, 640),
     DOCS / "CIRI_PropagateMask" / "picture.jpg": (propagate_mask, 640),
+    DOCS / "CIRI_SnapMask" / "picture.jpg": (snap_mask, 640),
     DOCS / "CIRI_BridgeMasks" / "picture.jpg": (bridge_masks, 640),
     DOCS / "CIRI_BackboneFlow" / "picture.jpg": (backbone_flow, 640),
     DOCS / "CIRI_BackboneLite" / "picture.jpg": (backbone_lite, 640),

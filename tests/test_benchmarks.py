@@ -63,3 +63,12 @@ def test_texture_is_compared_with_the_smooth_guess(case):
     lines = measure("texture", stills, case / "cases", "--count", 1, "--pictures", case / "out")
     assert [line.split()[0] for line in lines] == ["smooth", "texture"]
     assert all(float(line.split()[4]) > 5 for line in lines) and (case / "out" / "000.png").exists()
+
+
+def test_painted_masks_are_snapped_and_followed(case):
+    lines = measure("painted_masks", case / "cases", "--kinds", "exact,8", "--follow", "--sheet", case / "sheet.png")
+    exact, wide = (dict(zip("JjCcPDpd", map(float, line.split()[1:]), strict=True)) for line in lines[-2:])
+    # a square that was exact stays, one painted too wide gets its edge back, and all that follows gains by it
+    assert exact["J"] == 100 and exact["j"] > 90 and exact["C"] == 100
+    assert wide["J"] < 60 < wide["j"] and wide["P"] < wide["p"] and wide["D"] < wide["d"]
+    assert (case / "sheet.png").exists()

@@ -45,6 +45,11 @@ def add_propagation(parser: argparse.ArgumentParser) -> None:
         help="image in which something is white that comes close to the object and is to stay, painted on the frame of "
         "the first --mask; repeat it for more",
     )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="the masks are exact to the pixel: do not move their edges onto those of the objects",
+    )
     # without a default: what is given shows by not being None
     parser.add_argument(
         "--propagator",
@@ -69,6 +74,13 @@ def built(registry: Any, name: str, weights: Path | None, device: Any) -> Any:
 def built_propagator(args: argparse.Namespace, device: Any) -> Any:
     """Make what follows the object: what :func:`add_propagation` asks for."""
     return built(propagators, args.propagator or propagators.DEFAULT, args.propagator_weights, device)
+
+
+def snapper_of(args: argparse.Namespace) -> Any:
+    """What corrects painted masks; None where they are said to be exact."""
+    from ciri.propagation.snap import shipped
+
+    return None if args.exact else shipped()
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from ciri import media
     from ciri.pipeline import propagate
+    from ciri.propagation.snap import snapped
 
     shared.check_outputs(args)
     device = shared.choose_device(args.device)
@@ -46,6 +47,9 @@ def run(args: argparse.Namespace) -> None:
     notes += more
     started = time.perf_counter()
     with shared.progress("propagating") as bar:
+        if (snapper := shared.snapper_of(args)) is not None:
+            annotated, keep, more = snapped(clip.frames, annotated, key_frames, snapper, keep=keep)
+            notes += more
         track = propagate(clip.frames, annotated, propagator, key_frames=key_frames, keep=keep, on_step=bar)
     timings = {"propagation": time.perf_counter() - started}
     notes += track.notes + media.write_clip(args.output, track.probs, clip)

@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
         keep, more = shared.read_keep(args)
         notes += more
         options = {"first_mask": annotated, "key_frames": key_frames, "keep": keep}
+        options["snapper"] = shared.snapper_of(args)
     if args.refine or args.bridge or not args.masks:
         options["propagator"] = shared.built_propagator(args, device)
     with shared.progress("removing") as bar:
@@ -148,6 +149,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise MaskError(
             "Both --mask-frame and --masks: masks of every frame have their frames; leave --mask-frame out."
         )
+    if args.exact and args.masks:
+        raise MaskError("Both --exact and --masks: masks of every frame are taken as they are; leave --exact out.")
     if args.keep and args.masks:
         raise MaskError("Both --keep and --masks: leave --keep out, and erase in --masks what has to stay.")
     if args.bridge and not args.masks:

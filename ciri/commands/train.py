@@ -10,6 +10,7 @@ from ciri.commands import _arguments as shared
 from ciri.commands import _train_attention as attention
 from ciri.commands import _train_backbone as backbone
 from ciri.commands import _train_residue as residue
+from ciri.commands import _train_snap as snap
 from ciri.commands._train_shared import STEPS, add_run, parse_size, plan_of
 from ciri.console import remark
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     backbone.add_parser(networks)
     residue.add_parser(networks)
     attention.add_parser(networks)
+    snap.add_parser(networks)
     _add_locate(networks)
 
 

@@ -162,6 +162,27 @@ def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
     assert beside[1:].sum() < alone[1:].sum()
 
 
+@pytest.mark.parametrize("command", ["propagate", "remove"])
+def test_what_was_painted_is_moved_onto_the_edge_unless_it_is_exact(scene, tmp_path, capsys, command):
+    true = cv2.imread(str(scene / "masks" / "00004.png"), cv2.IMREAD_GRAYSCALE)
+    wide = cv2.dilate(true, np.ones((11, 11), np.uint8))
+    media.write_png(tmp_path / "wide.png", wide)
+    found = {}
+    for exact in ([], ["--exact"]):
+        masks = tmp_path / f"masks{len(exact)}"
+        saved = (
+            ["-o", masks] if command == "propagate" else ["-o", tmp_path / f"out{len(exact)}", "--save-masks", masks]
+        )
+        code, said = run(
+            capsys, command, scene / "frames", "--mask", tmp_path / "wide.png", "--mask-frame", 4,
+            "--propagator", "flow", *exact, *saved, *(["--no-attention"] if command == "remove" else []),
+        )  # fmt: skip
+        assert code == 0 and ("note: The mask of frame 4 was moved" in said) != bool(exact)
+        found[len(exact)] = mask_files.read_masks(masks)[0][4, 0].numpy() > 0.5
+    assert (found[1] == (wide > 127)).all()
+    assert (found[0] != (true > 127)).sum() < 0.3 * (found[1] != (true > 127)).sum()
+
+
 def test_a_mask_among_the_frames_is_not_taken_for_one(scene, tmp_path, capsys):
     for t in range(3):
         (tmp_path / f"{t}.png").write_bytes((scene / "frames" / f"{t:05d}.png").read_bytes())
@@ -200,6 +221,7 @@ def bad_calls(scene, folder):
         (["remove", frames, *given, "--keep", mask], "to stay lies within what is to be removed"),
         (["remove", frames, "--masks", scene / "masks", "--mask-frame", 3, "-o", out], "Both --mask-frame and --masks"),
         (["remove", frames, "--masks", scene / "masks", "--keep", mask, "-o", out], "Both --keep and --masks"),
+        (["remove", frames, "--masks", scene / "masks", "--exact", "-o", out], "Both --exact and --masks"),
         (["remove", frames, *given, "--detector", "lite"], "--detector without --refine"),
         (["remove", frames, *given, "--time-budget", 0], "--time-budget without --refine"),
         (["remove", frames, "--masks", scene / "masks", "--propagator", "lite", "-o", out], "nothing is propagated"),
