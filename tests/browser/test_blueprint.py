@@ -1,4 +1,4 @@
-"""The blueprint out of the node library is the six nodes of the workflow, joined as there."""
+"""The blueprint out of the node library is the seven nodes of the workflow, joined as there."""
 
 import json
 
@@ -6,12 +6,13 @@ import pytest
 
 from scripts import browser
 from scripts.comfyui import ROOT
+from scripts.make_blueprint import INSIDE
 
 pytestmark = pytest.mark.browser
 
 NAME = "Remove object (CIRI)"
 
-#: Puts what the workflow has around the six nodes around the one, and returns what the server would be sent.
+#: Puts what the workflow has around the seven nodes around the one, and returns what the server would be sent.
 SURROUND = """async name => {
     const graph = window.app.graph
     const blueprint = graph._nodes.find(node => node.title === name)
@@ -35,7 +36,7 @@ PAINTED_LATER = """async name => {
 }"""
 
 
-def test_one_node_is_sent_as_the_six_of_the_workflow(server):
+def test_one_node_is_sent_as_the_seven_of_the_workflow(server):
     pytest.importorskip("playwright")
     if browser.chromium() is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
@@ -52,9 +53,9 @@ def test_one_node_is_sent_as_the_six_of_the_workflow(server):
         page.screenshot(path=ROOT / "artefacts" / "blueprint.png")
 
     twin = json.loads((ROOT / "workflows" / "api" / "one_shot_ciri.json").read_text())
-    assert described(prompt) == described({number: twin[number] for number in ("6", "7", "9", "10", "15", "16")})
+    assert described(prompt) == described({number: twin[number] for number in INSIDE})
     painted = {n["class_type"]: n["inputs"]["painted_frame"] for n in later.values() if "painted_frame" in n["inputs"]}
-    assert painted == {"CIRI_PropagateMask": 5, "CIRI_ComplementaryAttention": 5}
+    assert painted == dict.fromkeys(("CIRI_SnapMask", "CIRI_PropagateMask", "CIRI_ComplementaryAttention"), 5)
     again = {n["class_type"]: n["inputs"]["key_frames"] for n in later.values() if "key_frames" in n["inputs"]}
     assert again == {"CIRI_PropagateMask": "7, 9", "CIRI_ComplementaryAttention": "7, 9"}
     (made,) = (node for node in prompt.values() if node["class_type"] == "CreateVideo")
