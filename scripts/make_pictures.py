@@ -128,7 +128,7 @@ def snap_mask() -> Tensor:
     ways = {
         "too wide": wavering(true, random, 8, 3),
         "a brush": strokes(true, random, 12),
-        "a lasso": wavering(closed(true, 25), random, 4, 1),
+        "a lasso": wavering(closed(true, 8), random, 5, 5),
     }
     pictures = []
     for name, way in ways.items():

@@ -152,7 +152,7 @@ def test_what_is_to_stay_is_read_and_kept(scene, tmp_path, capsys):
     covered = []
     for number, keep in enumerate(([], ["--keep", tmp_path / "stays.png"])):
         code, said = run(
-            capsys, "propagate", scene / "frames", "--mask", tmp_path / "goes.png", *keep,
+            capsys, "propagate", scene / "frames", "--mask", tmp_path / "goes.png", "--exact", *keep,
             "--propagator", "flow", "-o", tmp_path / str(number),
         )  # fmt: skip
         assert code == 0, said

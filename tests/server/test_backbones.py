@@ -14,6 +14,7 @@ from ciri.inpainting.e2fgvi import E2FGVIHQ
 from ciri.inpainting.remove import remove
 from ciri.inpainting.sttn import STTN
 from ciri.propagation import registry as propagators
+from ciri.propagation import snap
 from scripts.comfyui import ROOT
 from tests.parity.seeded_weights import seeded_state_dict
 from tests.server.test_runs import refused_in_words, saved_video
@@ -92,7 +93,7 @@ def test_both_backbones_of_the_swap_workflow_fill_as_the_library_does(client, mo
 
     # what the library makes of the same frames
     frames, painted = saved("decoded"), 1 - read_picture(tmp_path / "swap.png")[None, 3:]
-    masks = propagators.build("lite").propagate(frames, painted, [0]).probs
+    masks = propagators.build("lite").propagate(frames, snap.shipped().snap(frames[0], painted), [0]).probs
     options = {"weights": models / HQ, "precision": "fp32"}
     own = {"small": backbones.build("lite", precision="fp32"), "large": backbones.build("e2fgvi_hq", **options)}
     for name in fills:

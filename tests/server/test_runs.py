@@ -25,7 +25,7 @@ def psnr(first: torch.Tensor, second: torch.Tensor, where: torch.Tensor) -> floa
 
 def with_masks_saved(graph: dict) -> dict:
     """Propagation alone; the masks are saved as a video by node "masks"."""
-    kept = {number: graph[number] for number in ("1", "2", "5", "6", "7", "14")}
+    kept = {number: graph[number] for number in ("1", "2", "5", "6", "7", "14", "30")}
     return kept | {
         "grey": {"class_type": "MaskToImage", "inputs": {"mask": ["7", 0]}},
         "video": {"class_type": "CreateVideo", "inputs": {"images": ["grey", 0], "fps": ["2", 2]}},
@@ -113,7 +113,7 @@ def test_masks_of_another_tool_are_bridged_where_they_drop_out(client, bundled, 
     left = int(torch.nonzero(given[8, 0].any(0))[0])
     given[8, :, :, left : left + 10] = 0
     write_clip(tmp_path / "given.mp4", given.expand(-1, 3, -1, -1))
-    del graph["5"], graph["14"], graph["7"]
+    del graph["5"], graph["14"], graph["30"], graph["7"]
     graph |= {
         "other": {"class_type": "LoadVideo", "inputs": {"file": client.upload(tmp_path / "given.mp4")}},
         "grey frames": {"class_type": "GetVideoComponents", "inputs": {"video": ["other", 0]}},
@@ -167,11 +167,11 @@ def _picture(folder, name, image):
     [
         (
             opaque,
-            "The first mask is the empty 64x64 mask that LoadImage gives for an image on which nothing was painted",
+            "The painted mask is the empty 64x64 mask that LoadImage gives for an image on which nothing was painted",
         ),
-        (empty, "The first mask is empty (no pixel above 0.5). Paint the object white on one frame"),
-        (full, "The first mask covers the whole frame, so there is no background to fill from."),
-        (another_shape, "The first mask is 64x64 but the frames are 128x80: the aspect ratios differ"),
+        (empty, "The painted mask is empty (no pixel above 0.5). Paint the object white on one frame"),
+        (full, "The painted mask covers the whole frame, so there is no background to fill from."),
+        (another_shape, "The painted mask is 64x64 but the frames are 128x80: the aspect ratios differ"),
     ],
 )
 def test_a_bad_mask_is_answered_in_words(client, bundled, upload_scene, tmp_path, picture, message):
