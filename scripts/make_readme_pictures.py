@@ -20,6 +20,7 @@ from ciri.mask_files import read_mask
 from ciri.media import read_clip, write_png
 from ciri.pipeline import remove_object
 from ciri.propagation import registry as propagators
+from ciri.propagation import snap
 from scripts.demo import CLEAN, EXAMPLE, EXAMPLE_MASK, local_psnr
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,7 @@ def main() -> None:
     removal = remove_object(
         clip.frames,
         mask,
+        snapper=snap.shipped(),
         propagator=propagators.build("lite"),
         backbone=backbones.build("lite"),
         attention=shipped(),

@@ -70,8 +70,8 @@ class Snapper:
                 that.
 
         Returns:
-            float32 (K, 1, H, W) in [0, 1], on the device of the masks. A mask of which nothing is left, or that shows
-            nothing, comes back as it was.
+            float32 (K, 1, H, W) in [0, 1], on the device of the masks. A part of a mask of which nothing would be left
+            comes back as it was.
         """
         pixels = reach * min(frame.shape[1:])
         return torch.cat([self._snapped(frame, mask[None].float(), pixels) for mask in masks])
@@ -85,14 +85,11 @@ class Snapper:
         image = _resized(frame[None][cut].to(self.device), size)
         painted = _resized(mask[cut].to(self.device), size)
         odds = odds_of(self._network, image, painted)
-        found = F.interpolate(torch.sigmoid(2 * odds), size=(bottom - top, right - left), mode="bilinear")
-        if not (found > 0.5).any():
-            return mask
-        result = torch.zeros_like(mask)
-        result[cut] = found.to(mask)
+        found = torch.zeros_like(mask)
+        found[cut] = F.interpolate(torch.sigmoid(2 * odds), size=(bottom - top, right - left), mode="bilinear").to(mask)
+        lost = _lost_parts(mask[0, 0] > 0.5, found[0, 0] > 0.5)
         inside, outside = beyond(mask[0, 0] > 0.5, reach, OUTWARDS * reach)
-        result = torch.where(inside, mask, result) * ~outside
-        return result if (result > 0.5).any() else mask
+        return torch.where(inside | lost, mask, found) * ~outside
 
 
 def beyond(mask: Tensor, inwards: float, outwards: float) -> tuple[Tensor, Tensor]:
@@ -196,6 +193,16 @@ def propagator_of(network: LiteNetwork) -> str:
 def shipped(device: str = "cpu") -> Snapper:
     """What ships with the pack."""
     return Snapper(network_with(SHIPPED), device=device)
+
+
+def _lost_parts(painted: Tensor, found: Tensor) -> Tensor:
+    """The connected parts of a painted mask in which nothing was found; bool (H, W) each.
+
+    Nobody paints a part to have it left out, and small ones may be too small for the network's eyes.
+    """
+    _, parts = cv2.connectedComponents(painted.cpu().numpy().astype(np.uint8))
+    kept = np.unique(parts[found.cpu().numpy()])
+    return torch.from_numpy((parts > 0) & ~np.isin(parts, kept)).to(painted.device)
 
 
 def _window(mask: Tensor) -> tuple[int, int, int, int]:

@@ -124,6 +124,17 @@ def test_depth_is_the_distance_to_the_nearest_pixel_of_the_other_kind():
     assert snap.beyond(torch.ones(4, 4, dtype=torch.bool), 3, 3)[0].all()
 
 
+def test_a_part_of_which_nothing_would_be_left_stays_whole():
+    painted = torch.zeros(20, 30, dtype=torch.bool)
+    painted[2:8, 2:8], painted[2:8, 12:18], painted[15, 25] = True, True, True
+    found = torch.zeros_like(painted)
+    found[4, 4] = found[18, 2] = True  # one pixel of the first part, and one of none
+    expected = painted.clone()
+    expected[:, :10] = False
+    assert torch.equal(snap._lost_parts(painted, found), expected)
+    assert not snap._lost_parts(painted, painted).any() and not snap._lost_parts(0 * found > 0, found).any()
+
+
 def test_it_is_one_decoding_of_the_window():
     """Against the network run by hand on a window that needs no resizing."""
     network = network_with(SHIPPED)
