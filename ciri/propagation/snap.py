@@ -29,6 +29,7 @@ from ciri.own_weights import read_own
 from ciri.precision import choose_dtype, fingerprint, inference_copy
 from ciri.propagation.lite import ENLARGE, LiteNetwork, load_lite
 from ciri.propagation.lite import SHIPPED as PROPAGATOR
+from ciri.propagation.network import FrameFeatures
 
 #: What the header of the weight file calls this network.
 ARCHITECTURE = "snap_lite"
@@ -84,7 +85,8 @@ class Snapper:
         size = _working_size(bottom - top, right - left)
         image = _resized(frame[None][cut].to(self.device), size)
         painted = _resized(mask[cut].to(self.device), size)
-        odds = odds_of(self._network, image, painted)
+        # half the log odds, as the propagator's decoder gives them
+        odds = self._network.decode(*seen(self._network, image, painted))
         found = torch.zeros_like(mask)
         found[cut] = F.interpolate(torch.sigmoid(2 * odds), size=(bottom - top, right - left), mode="bilinear").to(mask)
         lost = _lost_parts(mask[0, 0] > 0.5, found[0, 0] > 0.5)
@@ -153,18 +155,18 @@ def described(painted: Tensor, snapped: Tensor, *, frame: int) -> str:
     return f"The mask of frame {number(frame)} was moved onto the object's edges: {less} % less of it, {more} % more."
 
 
-def odds_of(network: LiteNetwork, frames: Tensor, masks: Tensor) -> Tensor:
-    """What the decoder says of painted masks: half their log odds, (b, 1, h, w).
+@torch.no_grad()
+def seen(network: LiteNetwork, frames: Tensor, masks: Tensor) -> tuple[Tensor, FrameFeatures, Tensor]:
+    """What the decoder is given, in its order: a value per cell, the frames' features, and the painted masks as hints.
 
     Args:
-        network: with the decoder trained for this.
+        network: the propagator's.
         frames: (b, 3, h, w) in [0, 1], sides divisible by 16.
         masks: (b, 1, h, w) in [0, 1].
     """
-    with torch.no_grad():
-        features = network.encode_key(frames)
-        values = network.encode_value(frames, features, masks, torch.zeros_like(masks))
-    return network.decode(values, features, torch.cat([masks, torch.ones_like(masks)], 1))
+    features = network.encode_key(frames)
+    values = network.encode_value(frames, features, masks, torch.zeros_like(masks))
+    return values, features, torch.cat([masks, torch.ones_like(masks)], 1)
 
 
 def network_with(decoder: str | Path) -> LiteNetwork:

@@ -140,7 +140,8 @@ def train(settings: Settings, *, say: Callable[[str], None] = lambda text: None,
         {"what": "propagator lite", "seed": settings.seed, "size": [settings.height, settings.width]},
     )
     began = time.monotonic()
-    training, held = _banks(settings, device)
+    size, workers, most = (settings.height, settings.width), settings.workers, settings.clip_frames
+    training, held = banks(settings.data, size, device=device, workers=workers, clip_frames=most)
     material = (
         f"{len(training.clips)} clips, {len(training.stills)} stills, {len(training.casts)} cut-out objects, "
         f"{len(training.tracks)} objects annotated in place"
@@ -282,24 +283,40 @@ def _network(settings: Settings) -> LiteNetwork:
     return network
 
 
-def _banks(settings: Settings, device: torch.device) -> tuple[Bank, Bank]:
-    """Decode the training part on the device, and the held-back part."""
-    library, placements = open_library(settings.data), read_placements(settings.data)
-    library.check_scenes()
-    kept, held = together(*library.split(HELD_EVERY), placements)
+def banks(
+    data: Path,
+    size: tuple[int, int],
+    *,
+    device: torch.device | str = "cpu",
+    workers: int,
+    clip_frames: int | None = None,
+) -> tuple[Bank, Bank]:
+    """Decode the training part of a data folder, and the held-back part.
 
-    def load(part: Library, frames: int | None) -> Bank:
+    Args:
+        data: of the data pack, DAVIS or YouTube-VOS.
+        size: (height, width) of the frames; divisible by 16.
+        device, workers, clip_frames: as for :func:`load_bank`.
+
+    Raises:
+        TrainingError: not enough to train on.
+    """
+    library, placements = open_library(data), read_placements(data)
+    library.check_scenes()
+
+    def load(part: Library) -> Bank:
         return load_bank(
             part,
             placements,
-            height=settings.height,
-            width=settings.width,
+            height=size[0],
+            width=size[1],
             device=device,
-            workers=settings.workers,
-            clip_frames=frames,
+            workers=workers,
+            clip_frames=clip_frames,
         )
 
-    return load(kept, settings.clip_frames), load(held, settings.clip_frames)
+    kept, held = together(*library.split(HELD_EVERY), placements)
+    return load(kept), load(held)
 
 
 def _optimiser(network: LiteNetwork, rate: float) -> torch.optim.AdamW:

@@ -21,13 +21,10 @@ from ciri.checkpoints import write_safetensors
 from ciri.precision import choose_dtype, inference_copy
 from ciri.progress import OnStep, ignore
 from ciri.propagation.lite import SHIPPED, Decoder, LiteNetwork, load_lite
-from ciri.propagation.snap import ARCHITECTURE, network_with, propagator_of
+from ciri.propagation.snap import ARCHITECTURE, network_with, propagator_of, seen
 from ciri.training.checks import check_numbers, check_sides
-from ciri.training.data import open_library
 from ciri.training.film import Dice
-from ciri.training.located import read_placements, together
-from ciri.training.propagator import HELD_EVERY, learning_pace
-from ciri.training.propagator_data import Bank, load_bank
+from ciri.training.propagator import banks, learning_pace
 from ciri.training.run import RunFolder, fit
 from ciri.training.snap_data import Batch, Pictures
 from ciri.training.snap_report import Examiner
@@ -124,11 +121,9 @@ class Trainer:
 
 def decoded(eye: LiteNetwork, decoder: Decoder, batch: Batch) -> Tensor:
     """What a float32 decoder makes of the features that the encoders, in whatever precision, see."""
-    with torch.no_grad():
-        features = eye.encode_key(batch.frames.contiguous(memory_format=torch.channels_last))
-        values = eye.encode_value(batch.frames, features, batch.painted, torch.zeros_like(batch.painted)).float()
-        features.maps = tuple(m.float() for m in features.maps)
-    odds: Tensor = decoder(values, features, torch.cat([batch.painted, torch.ones_like(batch.painted)], 1))
+    values, features, hints = seen(eye, batch.frames.contiguous(memory_format=torch.channels_last), batch.painted)
+    features.maps = tuple(m.float() for m in features.maps)
+    odds: Tensor = decoder(values.float(), features, hints)
     return odds
 
 
@@ -155,7 +150,7 @@ def train_snap(settings: Settings, *, say: Callable[[str], None] = lambda text: 
     check_sides("Windows", *settings.window, 16)
     trainer = Trainer(settings)
     run = RunFolder(settings.out, {"what": ARCHITECTURE, "seed": settings.seed, "size": list(settings.size)})
-    training, held = _banks(settings)
+    training, held = banks(settings.data, settings.size, workers=settings.workers)
     say(f"{len(training.clips)} clips, {len(training.stills)} stills, {len(training.casts)} cut-out objects.")
     start = max(run.saved_steps(), default=0)
     # numbers far apart, so that a continued run does not see the first pictures again
@@ -200,15 +195,3 @@ def export(decoder: Decoder, target: Path, facts: Mapping[str, str]) -> None:
     """Write the weights, half precision."""
     state = {name: value.half().contiguous() for name, value in decoder.state_dict().items()}
     write_safetensors(target, state, {"architecture": ARCHITECTURE, "licence": "Apache-2.0", **facts})
-
-
-def _banks(settings: Settings) -> tuple[Bank, Bank]:
-    """Decode the training part, and the held-back part."""
-    library, placements = open_library(settings.data), read_placements(settings.data)
-    library.check_scenes()
-    height, width = settings.size
-    parts = [
-        load_bank(part, placements, height=height, width=width, device="cpu", workers=settings.workers)
-        for part in together(*library.split(HELD_EVERY), placements)
-    ]
-    return parts[0], parts[1]

@@ -7,7 +7,7 @@ from ciri.errors import CheckpointError, MaskError
 from ciri.propagation import snap
 from ciri.propagation.flow import FlowPropagator
 from ciri.propagation.lite import LiteNetwork, load_lite
-from ciri.propagation.snap import SHIPPED, Snapper, described, network_with, odds_of, propagator_of, shipped, snapped
+from ciri.propagation.snap import SHIPPED, Snapper, described, network_with, propagator_of, seen, shipped, snapped
 from ciri.training.snap import export
 
 HEIGHT, WIDTH = 120, 200
@@ -146,7 +146,7 @@ def test_it_is_one_decoding_of_the_window():
         for x in (frame[None], mask)
     ]
     with torch.no_grad():
-        expected = torch.sigmoid(2 * odds_of(network, *images))
+        expected = torch.sigmoid(2 * network.decode(*seen(network, *images)))
     got = Snapper(network, precision="fp32").snap(frame, mask, reach=1.0)[..., top:bottom, left:right]
     expected = torch.nn.functional.interpolate(expected, size=got.shape[-2:], mode="bilinear")
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)

@@ -14,7 +14,8 @@ from ciri.propagation.snap import Snapper, network_with
 from ciri.training import painting, snap_data
 from ciri.training.film import Dice
 from ciri.training.painting import closed, opened, painted, signed_distance, strokes, wavering
-from ciri.training.snap import Settings, _banks, snap_losses, train_snap
+from ciri.training.propagator import banks
+from ciri.training.snap import Settings, snap_losses, train_snap
 from ciri.training.snap_data import Batch, Pictures
 
 _spec = importlib.util.spec_from_file_location("pack", pathlib.Path(__file__).with_name("test_data.py"))
@@ -90,7 +91,7 @@ def test_people_paint_in_all_ways_and_never_lose_the_target():
 
 
 def test_pictures_are_drawn_reproducibly_enlarged_and_painted_anew(data):
-    bank, _ = _banks(settings(data, "unused"))
+    bank, _ = banks(data, (64, 96), workers=1)
     draws = []
     for _ in range(2):
         pool, dice = Pictures(bank, seed=4, capacity=8, reuse=2), Dice(9, "cpu")
@@ -106,7 +107,7 @@ def test_pictures_are_drawn_reproducibly_enlarged_and_painted_anew(data):
 
 
 def test_material_without_a_usable_target_is_told(data):
-    bank, _ = _banks(settings(data, "unused"))
+    bank, _ = banks(data, (64, 96), workers=1)
     pool = Pictures(bank, seed=4, recipe=replace(snap_data.PICTURES, annotated=0.0))
     bank.sprites[:, 3] = 0
     with pytest.raises(TrainingError, match="show no target"):
