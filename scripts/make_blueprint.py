@@ -35,7 +35,8 @@ INSIDE = {
 }
 #: Their settings that the node shows, besides those with an input of its own.
 SHOWN = [("30", "reach"), ("15", "shadow"), ("10", "grow"), ("10", "feather")]
-#: The outputs in the order people look for them.
+#: The inputs and outputs in the order people look for them.
+INPUTS = ["images", "first_mask", "key_masks", "further_objects", "keep", "painted_frame", "key_frames"]
 OUTPUTS = ["images", "masks", "report"]
 
 #: Joins the nodes of these numbers and forgets the others.
@@ -81,6 +82,16 @@ def tidied(graph: dict) -> dict:
     for own in inner["nodes"]:
         left, top, width, height = INSIDE[str(own["id"])]
         own["pos"], own["size"] = [left, top], [width, height]
+    for slot in [*inner["inputs"], *node["inputs"]]:
+        # named after the first node that takes it, which would take any mask
+        if slot["name"] == "mask":
+            slot["name"], slot["localized_name"] = "first_mask", "first mask"
+    before = [slot["name"] for slot in inner["inputs"]]
+    for inputs in (inner["inputs"], node["inputs"]):
+        inputs.sort(key=lambda slot: INPUTS.index(slot["name"]))
+    for link in inner["links"]:
+        if link["origin_id"] == inner["inputNode"]["id"]:
+            link["origin_slot"] = INPUTS.index(before[link["origin_slot"]])
     before = [output["name"] for output in inner["outputs"]]
     for outputs in (inner["outputs"], node["outputs"]):
         outputs.sort(key=lambda output: OUTPUTS.index(output["name"]))
@@ -95,9 +106,6 @@ def tidied(graph: dict) -> dict:
     inner["id"] = node["type"] = _uuid("definition")
     graph["id"], graph["revision"] = _uuid("graph"), 0
     graph["extra"] = {"BlueprintDescription": DESCRIPTION}
-    for slot in [*inner["inputs"], *node["inputs"]]:
-        # named after the first node that takes it, which would take any mask
-        slot["name"] = {"mask": "first_mask"}.get(slot["name"], slot["name"])
     for slot in [*inner["inputs"], *inner["outputs"]]:
         slot["id"] = _uuid(slot["name"] + str(slot in inner["inputs"]))
     node["pos"], node["size"] = [0, 0], [300, 210]

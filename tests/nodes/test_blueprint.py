@@ -21,6 +21,7 @@ def test_it_is_one_node_that_has_the_slots_of_its_inside(graph):
         slots = [[(slot["name"], slot["type"]) for slot in place[kind]] for place in (node, inner)]
         assert slots[0] == slots[1]
     assert [slot["name"] for slot in node["outputs"]] == ["images", "masks", "report"]
+    assert [slot["name"] for slot in node["inputs"]][:2] == ["images", "first_mask"]
     assert graph["extra"]["BlueprintDescription"]
 
 
