@@ -13,7 +13,7 @@ import numpy as np
 WIDEST, NARROWEST, WAVERING = 10.0, -2.5, 4.0
 #: Radii of brushes, and of the bays that a lasso cuts off.
 BRUSHES, BAYS = (3.0, 12.0), (4.0, 20.0)
-#: Thin parts up to so many pixels across are forgotten.
+#: Thin parts up to twice so many pixels across are forgotten.
 FORGOTTEN = (1.0, 4.0)
 #: A painted mask holds at least this share of the target.
 LEAST = 0.6

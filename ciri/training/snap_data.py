@@ -19,7 +19,7 @@ from ciri.training.painting import painted
 from ciri.training.propagator_data import SMALLEST, Bank
 from ciri.training.synth_vos import CLIPS, Recipe, synthesise
 
-#: Single pictures, as often of objects in place as of pasted ones: only these have real edges.
+#: Single pictures, as often of objects in place, whose edges are real, as of pasted ones.
 PICTURES = replace(CLIPS, frames=1, annotated=0.5, leave=0.0, blur=0.4)
 #: Pictures that are made at once.
 AT_ONCE = 4
