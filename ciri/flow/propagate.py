@@ -10,7 +10,7 @@ Dimensions: t frames, n covered pixels of one frame, h w pixels. Positions and f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import cv2
@@ -22,6 +22,7 @@ from torch import Tensor
 from ciri.flow.addresses import SMALLEST_SHARE, Addresses, Candidates
 from ciri.flow.agreement import agree
 from ciri.flow.completion import complete_flow, membrane
+from ciri.flow.contrast import noise_contrast, telling
 from ciri.flow.dis import SMALLEST_SIDE, Preset, consistency, grey, grey_flow
 from ciri.flow.margin import MarginGauge, outer_rings
 from ciri.flow.sampling import PixelTable, bilinear, interpolate
@@ -63,6 +64,7 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     frames, inactivation = frames.cpu(), inactivation.cpu()
     visible = inactivation[:, 0] <= HIDDEN_ABOVE
     covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
+    noise = noise_contrast(frames, ~visible)
 
     def search(
         greys: Iterable[np.ndarray],
@@ -74,10 +76,21 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     ) -> Candidates:
         """Measure flow on a clip, complete it around the target, and follow it to the sources."""
         shape = (len(frames), *frames.shape[2:])
+        told: list[Tensor] = []
+
+        def looked_at() -> Iterator[np.ndarray]:
+            for picture, mask in zip(greys, inactivation, strict=True):
+                hidden = (mask[0] > COVERED_ABOVE).numpy()
+                told.append(torch.from_numpy(telling(picture[: shape[1], : shape[2]], hidden, noise)))
+                yield picture
+
         # beyond what is looked at closely, only the flow's course counts
         preset: Preset = "fast" if closely else "medium"
-        forward, backward = grey_flow(greys, shape, preset=preset, closely=closely, on_step=part(on_step, 0.0, 0.6))
-        complete_neighbour_flow(forward, backward, inactivation, margin, on_step=part(on_step, 0.6, 0.8))
+        forward, backward = grey_flow(
+            looked_at(), shape, preset=preset, closely=closely, on_step=part(on_step, 0.0, 0.6)
+        )
+        trust = torch.stack(told)[:, None]
+        complete_neighbour_flow(forward, backward, inactivation, margin, trust, on_step=part(on_step, 0.6, 0.8))
         after, before = both(
             lambda tick: follow(forward, backward, visible, covered, ahead=True, on_step=tick),
             lambda tick: follow(backward, forward, visible, covered, ahead=False, on_step=tick),
@@ -160,7 +173,7 @@ def _rough_fill(candidates: Candidates, t: int) -> tuple[Tensor, Tensor]:
 
 
 def complete_neighbour_flow(
-    forward: Tensor, backward: Tensor, inactivation: Tensor, margin: int, *, on_step: OnStep = ignore
+    forward: Tensor, backward: Tensor, inactivation: Tensor, margin: int, trust: Tensor, *, on_step: OnStep = ignore
 ) -> None:
     """Complete both flows where the inactivation map, grown by ``margin`` pixels, covers something; in place.
 
@@ -168,6 +181,8 @@ def complete_neighbour_flow(
         forward, backward: float32 (T-1, 2, H, W), flow t -> t + 1 and t + 1 -> t.
         inactivation: float32 (T, 1, H, W) in [0, 1]; see :data:`COVERED_ABOVE`.
         margin: pixels.
+        trust: float32 (T, 1, ceil(H / 2), ceil(W / 2)) in [0, 1]; flow from there counts by it, besides by how well
+            both directions agree.
         on_step: called with the pairs of frames done and in all; may raise to stop.
     """
     holes = torch.stack([_near(mask, margin) for mask in inactivation])
@@ -177,17 +192,17 @@ def complete_neighbour_flow(
         if first.any() or second.any():
             there, back = halve_flow(forward[pairs]), halve_flow(backward[pairs])
             both(
-                partial(_complete, there, back, first, forward[pairs]),
-                partial(_complete, back, there, second, backward[pairs]),
+                partial(_complete, there, back, first, trust[pairs], forward[pairs]),
+                partial(_complete, back, there, second, trust[pairs.start + 1 : pairs.stop + 1], backward[pairs]),
                 ignore,
             )
         on_step(pairs.stop, len(forward))
 
 
-def _complete(flow: Tensor, inverse: Tensor, hole: Tensor, target: Tensor, _: OnStep) -> None:
+def _complete(flow: Tensor, inverse: Tensor, hole: Tensor, trust: Tensor, target: Tensor, _: OnStep) -> None:
     """Complete flow at half the size, and write it at full size where the hole (N, 1, H, W) is; in place."""
     coarse = F.max_pool2d(hole.float(), 2, ceil_mode=True)
-    done = double_flow(complete_flow(flow, coarse, consistency(flow, inverse)), hole.shape[-2:])
+    done = double_flow(complete_flow(flow, coarse, trust * consistency(flow, inverse)), hole.shape[-2:])
     torch.where(hole, done, target, out=target)
 
 
