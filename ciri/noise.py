@@ -25,7 +25,7 @@ ROWS = 540
 #: Blocks of less energy, a tenth of a grey level of 255 squared, show nothing: bars, and titles that were put in.
 BLANK = (0.1 / 255) ** 2
 #: So many levels of brightness are told apart. One needs so many blocks, of which this share, the flattest, are asked.
-LEVELS, ENOUGH, FLATTEST = 8, 24, 0.2
+LEVELS, ENOUGH, FLATTEST = 8, 12, 0.2
 #: This much of the energy of a block's texture may be in the difference, as blocks are found to the whole pixel only.
 LEAKED = 0.15
 #: A level is known where this share of the difference is noise. Noise is much the same everywhere, so a level is

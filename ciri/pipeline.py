@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ciri.errors import CiriError, MaskError
 from ciri.frames import check_annotation, check_clip, check_key_frames, check_masks, grow_mask
+from ciri.grain import match_grain
 from ciri.inactivation.fusion import spared
 from ciri.inactivation.learned import inactivation_map
 from ciri.inpainting.base import Backbone
@@ -34,6 +35,8 @@ _PROPAGATION_SHARE = 0.5
 _ATTENTION_SHARE = 0.3
 #: Where refinement begins, if it is asked for: it runs the backbone once more, and looks twice.
 _REFINED_FROM = 0.55
+#: Where grain begins, which is quick.
+_GRAIN_FROM = 0.97
 
 
 @dataclass
@@ -73,6 +76,7 @@ def remove_object(
     shadows: bool = True,
     detector: ResidueDetector | None = None,
     refine: RefinementSettings | None = None,
+    grain: float = 1.0,
     on_step: OnStep = ignore,
 ) -> Removal:
     """Remove an object that was painted on one frame (or on a few) from the whole clip; or several objects.
@@ -99,13 +103,15 @@ def remove_object(
         detector: what looks for residue; needed with ``refine``.
         refine: correct the masks where something of the object is left, and paint again (paper 3.3); None: do not.
             Of its settings, ``grow``, ``feather`` and ``crop`` are replaced by those given here.
+        grain: how much of the clip's noise what was filled in gets at last, as ``strength`` of
+            :func:`ciri.grain.match_grain`; 0: none.
         on_step: progress callback over all stages; may raise to stop.
 
     Raises:
         ClipError, MaskError: the frames or the masks cannot be used; ``first_mask`` or ``keep`` with ``masks``, or
             ``bridge`` without; a negative ``feather``, or ``grow`` that leaves nothing.
         CiriError: refinement without a detector, or in a mode that this propagator does not allow; bridging without a
-            propagator.
+            propagator; a negative ``grain``.
     """
     if refine is not None and detector is None:
         raise CiriError("Refinement needs a residue detector that says what is left; give one, or leave refine out.")
@@ -119,8 +125,11 @@ def remove_object(
         raise MaskError("Bridging mends masks from elsewhere: give a mask for every frame, or leave bridge out.")
     if feather < 0:
         raise MaskError(f"The feather is {feather}; expected 0 or more pixels.")
+    if not 0 <= grain < float("inf"):
+        raise CiriError(f"The grain is {grain}; expected 0 (none) or more, 1 being that of the clip.")
     frames = check_clip(frames)
-    whole = on_step
+    last = part(on_step, _GRAIN_FROM, 1)
+    whole = on_step = part(on_step, 0, _GRAIN_FROM) if grain > 0 else on_step
     if refine is not None:
         on_step = part(whole, 0, _REFINED_FROM)
     started = time.perf_counter()
@@ -170,7 +179,19 @@ def remove_object(
         settings = replace(refine, grow=grow, feather=feather, crop=crop)
         step = part(whole, _REFINED_FROM, 1)
         _refine(frames, first_mask, key_frames, removal, backbone, detector, propagator, settings, step)
+    if grain > 0:
+        _regrain(frames, removal, grain, feather, last)
     return removal
+
+
+def _regrain(frames: Tensor, removal: Removal, strength: float, feather: int, on_step: OnStep) -> None:
+    """Give what was filled in the noise of the clip, in place; last, as nothing before has any use for noise."""
+    began = time.perf_counter()
+    removal.frames, found = match_grain(frames, removal.frames, strength=strength, feather=feather, on_step=on_step)
+    if found is not None:
+        removal.notes.append(f"What was filled in got the grain of the clip: {found}.")
+    on_step(1, 1)
+    removal.timings["grain"] = time.perf_counter() - began
 
 
 def _check_refinable(settings: RefinementSettings, propagator: Propagator | None) -> None:

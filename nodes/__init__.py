@@ -24,6 +24,7 @@ from .bridge import BridgeMasks
 from .compare import CompareVideo, MaskOverlay
 from .detectors import ResidueDetectorLite, ResidueDetectorSiamMask
 from .evaluate import EvaluateRemoval
+from .grain import MatchGrain
 from .inpaint import InactivationInpaint
 from .propagate import PropagateMask
 from .propagator_lite import PropagatorLite
@@ -53,6 +54,7 @@ NODES: list[type[io.ComfyNode]] = [
     ResidueDetectorSiamMask,
     DetectResidue,
     RefinePropagator,
+    MatchGrain,
     MaskOverlay,
     CompareVideo,
     EvaluateRemoval,

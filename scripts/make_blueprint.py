@@ -3,7 +3,7 @@
     .venv/bin/python -m scripts.make_blueprint
 
 ComfyUI offers what lies in ``subgraphs/`` as blueprints: a node that holds nodes, to be opened and changed at will. The
-page itself joins seven nodes of ``workflows/api/one_shot_ciri.json``, so the file is what "Publish" would have
+page itself joins eight nodes of ``workflows/api/one_shot_ciri.json``, so the file is what "Publish" would have
 written. Needs ComfyUI and Chromium (``./test.sh`` sets both up).
 """
 
@@ -32,9 +32,10 @@ INSIDE = {
     "15": (1080, 100, 320, 420),
     "16": (1480, 100, 320, 420),
     "10": (1880, 100, 320, 420),
+    "31": (2280, 100, 320, 420),
 }
 #: Their settings that the node shows, besides those with an input of its own.
-SHOWN = [("30", "reach"), ("15", "shadow"), ("10", "grow"), ("10", "feather")]
+SHOWN = [("30", "reach"), ("15", "shadow"), ("10", "grow"), ("10", "feather"), ("31", "grain")]
 #: The inputs and outputs in the order people look for them.
 INPUTS = ["images", "first_mask", "key_masks", "further_objects", "keep", "painted_frame", "key_frames"]
 OUTPUTS = ["images", "masks", "report"]
@@ -101,7 +102,7 @@ def tidied(graph: dict) -> dict:
             # the preview that stood outside takes anything, and the link remembers it
             link["type"] = inner["outputs"][link["target_slot"]]["type"]
     inner["inputNode"]["bounding"][:2] = [60, 100]
-    inner["outputNode"]["bounding"][:2] = [2280, 100]
+    inner["outputNode"]["bounding"][:2] = [2680, 100]
     # the same name, the same id: a file made again differs only where it changed
     inner["id"] = node["type"] = _uuid("definition")
     graph["id"], graph["revision"] = _uuid("graph"), 0

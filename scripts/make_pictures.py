@@ -23,6 +23,7 @@ from ciri.compare import compare, overlay
 from ciri.evaluation.clip import evaluate_clip
 from ciri.evaluation.raster import rasterise
 from ciri.frames import grow_mask
+from ciri.grain import match_grain
 from ciri.heat import heat
 from ciri.inactivation.clip import complementary_attention
 from ciri.inactivation.features import learned_beta
@@ -191,6 +192,32 @@ def inactivation_inpaint() -> Tensor:
     changed = compare(clip.frames, clip.removed, "difference")
     shown = {"images": clip.frames, "inactivation, grown": holes(), "result": clip.removed, "what changed": changed}
     return grid([labelled(clips[m : m + 1], label)[0] for label, clips in shown.items()])
+
+
+def match_grain_picture() -> Tensor:
+    """The bundled clip has no noise, so it gets some."""
+    clip, m = example(), MOMENTS[1]
+    noise = torch.randn(clip.frames.shape, generator=torch.Generator().manual_seed(1))
+    noisy = (clip.frames + 0.04 * noise).clamp(0, 1)
+    filled = remove(noisy, clip.masks, backbones.build("lite"))
+    matched, _ = match_grain(noisy, filled)
+    box = target_box(clip.masks[m])
+    assert box is not None
+    middle = (box.y + box.height // 2, box.x + box.width // 2)
+    around = [slice(max(0, at - side), max(0, at - side) + 2 * side) for at, side in zip(middle, (60, 80), strict=True)]
+    shown = {
+        "a clip with noise": noisy,
+        "filled in": filled,
+        "grain matched": matched,
+        "what was added, x 3": 0.5 + 3 * (matched - filled),
+    }
+    parts = {label: clips[m : m + 1, :, around[0], around[1]] for label, clips in shown.items()}
+    return grid([labelled(_enlarged(part), label)[0] for label, part in parts.items()])
+
+
+def _enlarged(picture: Tensor) -> Tensor:
+    """Twice as large, every pixel to be seen."""
+    return torch.nn.functional.interpolate(picture, scale_factor=2, mode="nearest")
 
 
 def attention() -> Tensor:
@@ -365,6 +392,7 @@ PICTURES = {
     DOCS / "CIRI_ResidueDetectorSiamMask" / "picture.jpg": (where_residue_is_looked_for, 640),
     DOCS / "CIRI_DetectResidue" / "picture.jpg": (detect_residue_picture, 640),
     DOCS / "CIRI_RefinePropagator" / "picture.jpg": (refine_propagator, 640),
+    DOCS / "CIRI_MatchGrain" / "picture.jpg": (match_grain_picture, 640),
     DOCS / "CIRI_MaskOverlay" / "picture.jpg": (mask_overlay, 640),
     DOCS / "CIRI_CompareVideo" / "picture.jpg": (compare_video, 640),
     DOCS / "CIRI_EvaluateRemoval" / "picture.jpg": (evaluate_removal, 640),

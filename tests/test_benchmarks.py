@@ -65,6 +65,12 @@ def test_texture_is_compared_with_the_smooth_guess(case):
     assert all(float(line.split()[4]) > 5 for line in lines) and (case / "out" / "000.png").exists()
 
 
+def test_noise_is_added_and_grain_matched(case):
+    lines = measure("grain", case / "cases", "--deviations", "0,6", "--backbone", "flow", "--sheet", case / "grain.png")
+    assert [line.split()[0] for line in lines] == ["clip", "pan", "pan", "MEAN", "MEAN"]
+    assert all(float(line.split()[2]) > 15 for line in lines[1:]) and (case / "grain.png").exists()
+
+
 def test_painted_masks_are_snapped_and_followed(case):
     lines = measure("painted_masks", case / "cases", "--kinds", "exact,8", "--follow", "--sheet", case / "sheet.png")
     exact, wide = (dict(zip("JjCcPDpd", map(float, line.split()[1:]), strict=True)) for line in lines[-2:])

@@ -55,6 +55,13 @@ def add_parser(subparsers: Any) -> None:
         help="correct the masks by what other frames show (default: unless --masks gives them)",
     )
     parser.add_argument("--keep-shadows", action="store_true", help="leave the object's shadow in the picture")
+    parser.add_argument(
+        "--grain",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="give what is filled in the noise of the clip, times this (default 1; 0: none)",
+    )
     _add_refinement(parser)
     shared.add_device(parser)
     parser.set_defaults(run=run)
@@ -119,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
             crop=not args.no_crop,
             attention=shipped() if args.attention or (args.attention is None and not args.masks) else None,
             shadows=not args.keep_shadows,
+            grain=args.grain,
             on_step=bar,
             **refinement,
             **options,

@@ -183,6 +183,28 @@ def test_what_was_painted_is_moved_onto_the_edge_unless_it_is_exact(scene, tmp_p
     assert (found[0] != (true > 127)).sum() < 0.3 * (found[1] != (true > 127)).sum()
 
 
+@pytest.mark.parametrize("grain", [None, 0])
+def test_noisy_footage_gets_its_grain_back_unless_nobody_wants_it(tmp_path, capsys, grain):
+    (tmp_path / "frames").mkdir()
+    mask = np.zeros((96, 160), np.uint8)
+    mask[20:76, 40:120] = 255
+    media.write_png(tmp_path / "mask.png", mask)
+    random = np.random.default_rng(6)
+    for t in range(4):
+        frame = np.linspace(60, 190, 160)[None, :, None] + random.normal(0, 8, (96, 160, 3))
+        media.write_png(tmp_path / "frames" / f"{t}.png", frame.clip(0, 255).astype(np.uint8))
+    code, said = run(
+        capsys, "remove", tmp_path / "frames", "--mask", tmp_path / "mask.png", "-o", tmp_path / "out", "--exact",
+        "--propagator", "flow", "--backbone", "flow", "--no-attention", *([] if grain is None else ["--grain", grain]),
+    )  # fmt: skip
+    assert code == 0 and ("note: What was filled in got the grain of the clip" in said) == (grain is None)
+    rough = [
+        float(media.read_clip(tmp_path / name).frames[0, 0, 30:66, 50:110].diff(dim=0).std())
+        for name in ("out", "frames")
+    ]
+    assert (rough[0] == pytest.approx(rough[1], rel=0.2)) == (grain is None)
+
+
 def test_a_mask_among_the_frames_is_not_taken_for_one(scene, tmp_path, capsys):
     for t in range(3):
         (tmp_path / f"{t}.png").write_bytes((scene / "frames" / f"{t:05d}.png").read_bytes())
@@ -222,6 +244,7 @@ def bad_calls(scene, folder):
         (["remove", frames, "--masks", scene / "masks", "--mask-frame", 3, "-o", out], "Both --mask-frame and --masks"),
         (["remove", frames, "--masks", scene / "masks", "--keep", mask, "-o", out], "Both --keep and --masks"),
         (["remove", frames, "--masks", scene / "masks", "--exact", "-o", out], "Both --exact and --masks"),
+        (["remove", frames, *given, "--grain", -1], "grain is -1.0"),
         (["remove", frames, *given, "--detector", "lite"], "--detector without --refine"),
         (["remove", frames, *given, "--time-budget", 0], "--time-budget without --refine"),
         (["remove", frames, "--masks", scene / "masks", "--propagator", "lite", "-o", out], "nothing is propagated"),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from benchmarks.inpainting import NETWORKS, network_of
 from benchmarks.propagation import seeded_stcn
+from ciri.grain import match_grain
 from ciri.inactivation.fusion import fuse, spared
 from ciri.inactivation.learned import shipped
 from ciri.inpainting import registry as backbones
@@ -120,6 +121,16 @@ def test_all_stages_from_given_masks_elsewhere_than_the_frames(gpu, frames_there
     frames, masks, result_on = apart(gpu, frames_there)
     removal = remove_object(frames, masks=masks, attention=shipped(), **stages(gpu, detector=False))
     assert {x.device for x in (removal.frames, removal.masks.probs, removal.masks.confidence)} == {result_on}
+
+
+def test_grain_is_the_same_on_the_card(gpu):
+    frames = torch.linspace(0.4, 0.6, 128).expand(5, 3, 96, 128)
+    noisy = frames + 0.03 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
+    filled = noisy.clone()
+    filled[..., 20:70, 30:100] = frames[..., 20:70, 30:100]
+    (here, _), (there, noise) = match_grain(noisy, filled), match_grain(noisy.to(gpu), filled.to(gpu))
+    assert noise is not None and there.device == gpu
+    torch.testing.assert_close(there.cpu(), here)
 
 
 @APART

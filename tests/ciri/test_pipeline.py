@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ciri import pipeline
-from ciri.errors import ClipError, MaskError
+from ciri.errors import CiriError, ClipError, MaskError
 from ciri.frames import grow_mask
 from ciri.inactivation.learned import inactivation_map, shipped
 from ciri.inpainting.base import BackboneFacts
@@ -81,7 +81,7 @@ def test_removes_where_the_object_is_and_nowhere_else():
         assert torch.equal(removal.frames[t][inside], torch.full_like(removal.frames[t][inside], 0.25))
         far = (grow_mask(mask, 5) == 0).expand(1, 3, -1, -1)[0]
         assert torch.equal(removal.frames[t][far], frames[t][far])
-    assert set(removal.timings) == {"propagation", "inpainting"} and removal.notes == []
+    assert set(removal.timings) == {"propagation", "inpainting", "grain"} and removal.notes == []
 
 
 @pytest.mark.parametrize("shadows", [True, False])
@@ -104,7 +104,7 @@ def test_attention_corrects_the_masks_between_following_and_filling(shadows):
     assert torch.equal(removal.masks.probs, expected)
     if not shadows:
         assert torch.allclose(expected[3], predicted[3], atol=1e-6)  # it was painted
-    assert set(removal.timings) == {"propagation", "attention", "inpainting"}
+    assert set(removal.timings) == {"propagation", "attention", "inpainting", "grain"}
     untouched = (grow_mask(expected, 4 + 3 + 2) == 0).expand(-1, 3, -1, -1)
     assert torch.equal(removal.frames[untouched], frames[untouched])
 
@@ -239,6 +239,25 @@ def test_masks_of_which_shrinking_leaves_nothing_are_refused():
 def test_a_bad_clip_is_refused():
     with pytest.raises(ClipError):
         remove_object(clip()[:, :2], painted(), propagator=Shifts(), backbone=Paints())
+
+
+@pytest.mark.parametrize("grain", [0.0, 1.0])
+def test_what_is_filled_in_gets_the_grain_of_the_clip_unless_nobody_wants_it(grain):
+    clean = torch.linspace(0.4, 0.6, 160).expand(COUNT, 3, 96, 160)
+    frames = (clean + 0.03 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
+    masks = torch.zeros(COUNT, 96, 160)
+    masks[:, 20:76, 30:130] = 1
+    removal = remove_object(frames, masks=masks, backbone=Paints(), grow=0, feather=0, grain=grain)
+    filled = removal.frames[:, :, 20:76, 30:130]
+    assert float(filled.std()) == pytest.approx(0.03 * grain, rel=0.25)
+    assert any("got the grain" in note for note in removal.notes) == (grain > 0)
+    assert torch.equal(removal.frames[..., :20, :], frames[..., :20, :])
+
+
+@pytest.mark.parametrize("grain", [-1.0, float("nan"), float("inf")])
+def test_grain_that_is_no_strength_is_refused(grain):
+    with pytest.raises(CiriError, match="expected 0 .none. or more"):
+        remove_object(clip(), painted(), propagator=Shifts(), backbone=Paints(), grain=grain)
 
 
 def test_soft_given_masks_stay_soft():

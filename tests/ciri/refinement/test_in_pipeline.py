@@ -36,7 +36,7 @@ def remove(scene, **options):
 def test_off_by_default():
     scene = Scene()
     removal = remove(scene, detector=Oracle(scene))
-    assert removal.refinement is None and set(removal.timings) == {"propagation", "inpainting"}
+    assert removal.refinement is None and set(removal.timings) == {"propagation", "inpainting", "grain"}
     assert torch.equal(removal.masks.probs, scene.cut())
 
 
