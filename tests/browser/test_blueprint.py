@@ -1,4 +1,4 @@
-"""The blueprint out of the node library is the seven nodes of the workflow, joined as there."""
+"""The blueprint out of the node library is the eight nodes of the workflow, joined as there."""
 
 import json
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 NAME = "Remove object (CIRI)"
 
-#: Puts what the workflow has around the seven nodes around the one, and returns what the server would be sent.
+#: Puts what the workflow has around the eight nodes around the one, and returns what the server would be sent.
 SURROUND = """async name => {
     const graph = window.app.graph
     const blueprint = graph._nodes.find(node => node.title === name)
@@ -36,7 +36,7 @@ PAINTED_LATER = """async name => {
 }"""
 
 
-def test_one_node_is_sent_as_the_seven_of_the_workflow(server):
+def test_one_node_is_sent_as_the_eight_of_the_workflow(server):
     pytest.importorskip("playwright")
     if browser.chromium() is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
@@ -59,7 +59,7 @@ def test_one_node_is_sent_as_the_seven_of_the_workflow(server):
     again = {n["class_type"]: n["inputs"]["key_frames"] for n in later.values() if "key_frames" in n["inputs"]}
     assert again == {"CIRI_PropagateMask": "7, 9", "CIRI_ComplementaryAttention": "7, 9"}
     (made,) = (node for node in prompt.values() if node["class_type"] == "CreateVideo")
-    assert prompt[made["inputs"]["images"][0]]["class_type"] == "CIRI_InactivationInpaint"
+    assert prompt[made["inputs"]["images"][0]]["class_type"] == "CIRI_MatchGrain"
 
 
 def described(prompt: dict) -> dict:

@@ -49,7 +49,7 @@ def test_attention_and_fusion_run_show_their_maps_and_are_cached(client, upload_
     assert "what other frames show" in report and "Mean attention" in report
     # another share of the masks: nothing is followed or compared again
     graph["16"]["inputs"]["beta"] = 0.9
-    assert set(client.run(graph).executed()) == {"16", "10", "11", "12", "13"}
+    assert set(client.run(graph).executed()) == {"16", "10", "31", "11", "12", "13"}
 
 
 def test_all_stages_run_and_detection_before_and_after_stand_side_by_side(client, own_weights, upload_scene, tmp_path):

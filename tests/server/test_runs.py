@@ -64,7 +64,7 @@ def test_changing_the_fill_does_not_propagate_again(client, bundled, upload_scen
     upload_scene(bundled, 8, "stages")
     assert client.run(bundled).status == "success"
     bundled["10"]["inputs"]["feather"] = 5
-    assert set(client.run(bundled).executed()) == {"10", "11", "12", "13"}
+    assert set(client.run(bundled).executed()) == {"10", "31", "11", "12", "13"}
 
 
 def test_an_interrupt_returns_at_once_and_the_next_run_is_right(client, bundled, upload_scene, tmp_path):
