@@ -47,11 +47,13 @@ def match_grain(
         on_step: progress callback; may raise to stop.
 
     Returns:
-        The clip, and its noise; where it has none, ``filled`` itself and None.
+        The clip, and its noise; where it has none, or nothing was filled in, ``filled`` itself and None.
     """
     if strength <= 0:
         return filled, None
     touched = torch.stack([(frame != other).any(0) for frame, other in zip(frames, filled, strict=True)])
+    if not touched.any():
+        return filled, None
     # what was removed may have been no part of the picture, such as a caption
     noise = measure(frames, touched, on_step=part(on_step, 0, 0.5))
     if noise is None:

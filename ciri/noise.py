@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciri.flow.dis import neighbour_flow
+from ciri.flow.dis import one_way_flow
 from ciri.progress import OnStep, ignore
 
 #: Noise is measured in blocks of so many pixels a side, in so many pairs of frames, so many blocks of each.
@@ -133,7 +133,7 @@ def _displacement(first: Tensor, second: Tensor, y: Tensor, x: Tensor) -> Tensor
     pair = torch.stack([first, second]).float()
     if size != (h, w):
         pair = F.interpolate(pair, size, mode="area")
-    flow = neighbour_flow(pair)[0][0].cpu()
+    flow = one_way_flow(pair[0], pair[1])
     at = ((y * size[0] / h).long(), (x * size[1] / w).long())
     ratio = torch.tensor([w / size[1], h / size[0]])
     return (flow[:, at[0], at[1]] * ratio[:, None]).round().long()

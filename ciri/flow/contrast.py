@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ciri.noise import measure
+from ciri.progress import OnStep, ignore
 
 #: Energy of the contrast that rounding to 256 grey levels makes, in grey levels squared.
 ROUNDING = 0.0225
@@ -49,14 +50,15 @@ def telling(grey: np.ndarray, hidden: np.ndarray, noise: float) -> np.ndarray:
     return told
 
 
-def noise_contrast(frames: Tensor, hidden: Tensor) -> float:
+def noise_contrast(frames: Tensor, hidden: Tensor, *, on_step: OnStep = ignore) -> float:
     """Return the energy of the contrast that a clip's noise makes, in grey levels of 255 squared.
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
         hidden: bool (T, H, W), what is not looked at.
+        on_step: progress callback; may raise to stop.
     """
-    noise = measure(frames, hidden)
+    noise = measure(frames, hidden, on_step=on_step)
     if noise is None:
         return ROUNDING
     sample = noise.sample(SAMPLE, SAMPLE, torch.Generator().manual_seed(0))[0] * noise.deviation[0].median()

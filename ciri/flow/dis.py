@@ -48,6 +48,12 @@ def neighbour_flow(frames: Tensor, *, preset: Preset = "medium", on_step: OnStep
     return forward.to(frames.device), backward.to(frames.device)
 
 
+def one_way_flow(first: Tensor, second: Tensor) -> Tensor:
+    """Return float32 (2, H, W) on the CPU, the optical flow from one frame (3, H, W) in [0, 1] to another."""
+    engine: Any = cv2.DISOpticalFlow.create(_PRESETS["medium"])
+    return _to_tensor(engine.calc(grey(first), grey(second), None), *first.shape[1:])
+
+
 def grey_flow(
     greys: Iterable[np.ndarray],
     shape: tuple[int, int, int],

@@ -50,8 +50,9 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     """Find, for every covered pixel, where the nearest frames before and after show what is behind the target.
 
     Flow near a moving target is partly the target's own. A first, rough round therefore takes the target out; the
-    flow that counts is measured on the clip without it, at full resolution around what is covered. In the end the two
-    sides are brought into agreement (:mod:`ciri.flow.agreement`).
+    flow that counts is measured on the clip without it, at full resolution around what is covered. How the background
+    moves behind the target is told by where pictures have contrast (:mod:`ciri.flow.contrast`). In the end the two sides
+    are brought into agreement (:mod:`ciri.flow.agreement`).
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
@@ -64,7 +65,7 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
     frames, inactivation = frames.cpu(), inactivation.cpu()
     visible = inactivation[:, 0] <= HIDDEN_ABOVE
     covered = [torch.nonzero(m.flatten() > COVERED_ABOVE).flatten() for m in inactivation]
-    noise = noise_contrast(frames, ~visible)
+    noise = noise_contrast(frames, ~visible, on_step=part(on_step, 0.0, 0.0))
 
     def search(
         greys: Iterable[np.ndarray],

@@ -99,6 +99,12 @@ def test_strength():
     assert torch.allclose(half - filled, (once - filled) / 2, atol=1e-6)
 
 
+def test_a_clip_in_which_nothing_was_filled_comes_back_as_it_is():
+    noisy = ramp() + 6 / 255 * noise(ramp())
+    same, found = match_grain(noisy, noisy)
+    assert same is noisy and found is None
+
+
 def test_a_clip_without_noise_comes_back_as_it_is():
     clip = scene(0)
     filled = clip.clone()
