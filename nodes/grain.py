@@ -63,7 +63,9 @@ class MatchGrain(io.ComfyNode):
         if noise is not None:
             said = f"What was filled in got the grain of the clip: {noise}."
         elif grain > 0:
-            said = "The clip has no grain that could be told from its texture, or nothing was filled in; nothing was added."
+            said = (
+                "Nothing was filled in, or the clip has no grain that could be told from its texture: none was added."
+            )
         else:
             said = "A grain of 0 adds nothing."
         return io.NodeOutput(to_image(result), as_list(said))

@@ -51,8 +51,8 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
 
     Flow near a moving target is partly the target's own. A first, rough round therefore takes the target out; the
     flow that counts is measured on the clip without it, at full resolution around what is covered. How the background
-    moves behind the target is told by where pictures have contrast (:mod:`ciri.flow.contrast`). In the end the two sides
-    are brought into agreement (:mod:`ciri.flow.agreement`).
+    moves behind the target is told by where pictures have contrast (:mod:`ciri.flow.contrast`). In the end the two
+    sides are brought into agreement (:mod:`ciri.flow.agreement`).
 
     Args:
         frames: float32 (T, 3, H, W) in [0, 1].
