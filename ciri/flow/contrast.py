@@ -28,7 +28,7 @@ AROUND, APART = 5, 2
 SAMPLE = 128
 
 
-def telling(grey: np.ndarray, hidden: np.ndarray, noise: float) -> np.ndarray:
+def flow_confidence(grey: np.ndarray, hidden: np.ndarray, noise: float) -> np.ndarray:
     """Return how much the parts of a picture tell of their motion, from 0, nothing, to 1.
 
     Args:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ciri.flow.addresses import SMALLEST_SHARE, Addresses, Candidates
 from ciri.flow.agreement import agree
 from ciri.flow.completion import complete_flow, membrane
-from ciri.flow.contrast import noise_contrast, telling
+from ciri.flow.contrast import flow_confidence, noise_contrast
 from ciri.flow.dis import SMALLEST_SIDE, Preset, consistency, grey, grey_flow
 from ciri.flow.margin import MarginGauge, outer_rings
 from ciri.flow.sampling import PixelTable, bilinear, interpolate
@@ -82,7 +82,7 @@ def propagate_pixels(frames: Tensor, inactivation: Tensor, *, passes: int = 2, o
         def looked_at() -> Iterator[np.ndarray]:
             for picture, mask in zip(greys, inactivation, strict=True):
                 hidden = (mask[0] > COVERED_ABOVE).numpy()
-                told.append(torch.from_numpy(telling(picture[: shape[1], : shape[2]], hidden, noise)))
+                told.append(torch.from_numpy(flow_confidence(picture[: shape[1], : shape[2]], hidden, noise)))
                 yield picture
 
         # beyond what is looked at closely, only the flow's course counts

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ciri.flow.contrast import ROUNDING, noise_contrast, telling
+from ciri.flow.contrast import ROUNDING, flow_confidence, noise_contrast
 from ciri.flow.propagate import propagate_pixels
 from ciri.inpainting.flow import FlowBackbone
 from ciri.inpainting.remove import remove
@@ -21,7 +21,7 @@ def picture():
 
 
 def test_contrast_tells_and_its_absence_does_not():
-    told = telling(picture(), NOWHERE, ROUNDING)
+    told = flow_confidence(picture(), NOWHERE, ROUNDING)
     assert told.shape == (HEIGHT // 2, WIDTH // 2) and told.dtype == np.float32
     assert told[:, :37].max() == 0 and told[:, 43:].min() > 0.2 and told.max() <= 1
 
@@ -30,7 +30,7 @@ def test_noise_is_no_contrast():
     noise = np.random.default_rng(0).normal(0, 6, (HEIGHT, WIDTH))
     noisy = np.clip(picture() + noise, 0, 255).astype(np.uint8)
     # the mean of four pixels has half the deviation; half the difference of two of these, in each direction
-    told = telling(noisy, NOWHERE, 6**2 / 4)
+    told = flow_confidence(noisy, NOWHERE, 6**2 / 4)
     assert told[:, :37].mean() < 0.01 and told[:, 43:].mean() > 0.1
 
 
@@ -39,13 +39,13 @@ def test_what_is_hidden_tells_nothing_and_lends_nothing_to_its_surroundings():
     hidden[30:60, 20:50] = True
     hole = picture()
     hole[hidden] = np.random.default_rng(1).integers(0, 255, hidden.sum())
-    assert np.array_equal(telling(hole, hidden, ROUNDING)[:, :37], np.zeros((HEIGHT // 2, 37), np.float32))
-    assert telling(hole, ~NOWHERE, ROUNDING).max() == 0
+    assert np.array_equal(flow_confidence(hole, hidden, ROUNDING)[:, :37], np.zeros((HEIGHT // 2, 37), np.float32))
+    assert flow_confidence(hole, ~NOWHERE, ROUNDING).max() == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 40)])
 def test_odd_sizes_are_rounded_up_and_flat_pictures_tell_nothing(size):
-    told = telling(np.full(size, 90, np.uint8), np.zeros(size, bool), ROUNDING)
+    told = flow_confidence(np.full(size, 90, np.uint8), np.zeros(size, bool), ROUNDING)
     assert told.shape == ((size[0] + 1) // 2, (size[1] + 1) // 2) and told.max() == 0
 
 
